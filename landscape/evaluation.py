@@ -1,0 +1,473 @@
+"""What are the loss and the metrics at many points? One pass over the data serves all of a chunk.
+
+`evaluate` takes a `Family` and coordinates, or a sequence of states. The weights of a chunk of
+points are one matrix product on the device; sums over examples are kept there in float64 and read
+back once for each chunk.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from landscape.engine import (
+    Call,
+    Examples,
+    Strategy,
+    arrange,
+    caller,
+    choose,
+    exact_arithmetic,
+    install,
+    moment_batch,
+    own_names,
+    pick_device,
+    read,
+    replicate,
+    run,
+    some,
+    to_device,
+)
+from landscape.execution import map_tasks
+from landscape.families import Family, grid
+from landscape.normalisation import check_policy, recalibrate, statistics_names
+from landscape.results import STATUS, dataset
+from landscape.states import State, flatten, match, unflatten
+from landscape.task import PerExample, Task, random_state_kept, tasks_of, tensors_in
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Tasks with their data on the device and a chosen strategy; it can stand for the tasks.
+
+    Made by `prepare`, and worth making where `evaluate` or an analysis is called many times.
+    """
+
+    tasks: tuple[Task, ...]
+    examples: tuple[Examples, ...]
+    moments: Examples
+    strategy: Strategy
+    device: torch.device
+    dtype: torch.dtype
+
+
+Tasks = Task | Sequence[Task] | Prepared
+
+
+def evaluate(
+    task: Tasks,
+    points_of: Family | Sequence[State],
+    points: ArrayLike | Sequence[ArrayLike] | None = None,
+    *,
+    batch_norm: str | None = None,
+    batch_norm_examples: int | None = None,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype = torch.float32,
+    keep_examples: bool = False,
+    strategy: Strategy | None = None,
+    executor: Executor | None = None,
+    progress: bool | None = False,
+) -> xr.Dataset:
+    """Evaluate one task, or several with one model, at many points.
+
+    Main arguments. `points_of`: a `Family`, with `points` its coordinates: an array for a family
+    with one coordinate, else a sequence of axes whose grid is evaluated; or a sequence of states,
+    evaluated as they are along the dimension `state`. `batch_norm`: what statistics each point has:
+    `"recalibrate"` (the default of models with batch norm: recomputed from all data of the task
+    named `"train"`, or of the first task), `"interpolate"` (mixed like the weights), or `"keep"`
+    (those stored in the control state that is nearest in coefficients).
+
+    Other arguments. `batch_norm_examples`: recalibrate on so many examples, evenly spread over the
+    data. `device`: `"auto"` or a torch device. `dtype`: of the arithmetic. `keep_examples`: also
+    return the value of each example. `strategy`: how to go over the data, as recorded in an earlier
+    result, instead of a short timed trial. `executor`: where chunks of points are evaluated.
+    `progress`: True, False, or None for a bar if standard error is a terminal.
+
+    Returns a dataset with, for the loss and each metric, the mean over examples, `*_stderr` (its
+    standard error over examples) and, if kept, `*_examples`; and `status` for each point. The
+    dimensions are the coordinates of the family, after `split` if several tasks are given.
+
+    Raises `ValueError` if states and model do not fit, the loss is not per example, a label is out
+    of range, or there is no data.
+    """
+    ready = prepare(
+        task, points_of, device=device, dtype=dtype, strategy=strategy,
+        batch_norm=batch_norm, batch_norm_examples=batch_norm_examples,
+    )  # fmt: skip
+    policy = check_policy(ready.tasks[0].model, batch_norm)
+    if isinstance(points_of, Family):
+        axes = grid(points_of, _required(points))
+        flat = np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")], axis=1)
+        coefficients = points_of.coefficients(flat)
+        if policy == "interpolate" and (coefficients < 0).any():
+            raise ValueError(
+                "batch_norm='interpolate' would extrapolate running variances, which can become "
+                "negative: stay between the control states, or use 'recalibrate'"
+            )
+        coords: dict[str, NDArray[Any]] = dict(zip(points_of.coordinates, axes, strict=True))
+        num = len(flat)
+    else:
+        coefficients, num = None, len(points_of)
+        coords = {"state": np.arange(num)}
+    job = _Job(ready, points_of, coefficients, policy, keep_examples)
+    values = _collect(job, num, executor, progress)
+    shape = tuple(len(axis) for axis in coords.values())
+    return _labelled(job, values, coords, shape)
+
+
+def prepare(
+    task: Tasks,
+    points_of: Family | Sequence[State],
+    *,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype = torch.float32,
+    strategy: Strategy | None = None,
+    batch_norm: str | None = None,
+    batch_norm_examples: int | None = None,
+) -> Prepared:
+    """Bring the data of tasks to the device, check them against a state, and choose a strategy.
+
+    Arguments and errors are those of `evaluate`. A `Prepared` is given back as it is.
+    """
+    if isinstance(task, Prepared):
+        return task
+    tasks = tasks_of(task)
+    where = pick_device(device)
+    first = points_of.controls[0] if isinstance(points_of, Family) else _first(points_of)
+    model = tasks[0].model
+    state = match(first, model)
+    with exact_arithmetic(), random_state_kept():
+        raw = [read(one.data, where) for one in tasks]
+        for one, examples in zip(tasks, raw, strict=True):
+            _check(one, state, examples, dtype)
+        for_moments = _spread(raw[_training(tasks)], batch_norm_examples)
+        if strategy is None:
+            largest = max(raw, key=lambda examples: examples.num)
+            strategy = choose(model, state, largest, device=where, dtype=dtype)
+            if check_policy(model, batch_norm) == "recalibrate":
+                batch = moment_batch(model, state, for_moments, strategy)
+                strategy = replace(strategy, moment_batch=batch)
+        arranged = [arrange(examples, strategy.layout, dtype) for examples in raw]
+        same = for_moments is raw[_training(tasks)]
+        moments = (
+            arranged[_training(tasks)] if same else arrange(for_moments, strategy.layout, dtype)
+        )
+    return Prepared(tasks, tuple(arranged), moments, strategy, where, dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """All that a chunk of points is evaluated from."""
+
+    ready: Prepared
+    points_of: Family | Sequence[State]
+    coefficients: NDArray[np.float64] | None
+    policy: str
+    keep_examples: bool
+
+
+Values = dict[str, NDArray[np.float64]]  # each (splits, points, ...)
+
+
+def _collect(job: _Job, num: int, executor: Executor | None, progress: bool | None) -> Values:
+    """Values at all points, chunk after chunk or on the workers of an executor."""
+    size = _chunk_size(job.ready)
+    chunks = [np.arange(start, min(start + size, num)) for start in range(0, num, size)]
+    found: dict[int, Values] = {}
+    with (
+        exact_arithmetic(),
+        random_state_kept(),
+        tqdm(total=num, unit="point", disable=None if progress is None else not progress) as bar,
+    ):
+        for outcome in map_tasks(partial(_chunk, job), chunks, executor=executor):
+            if outcome.error is not None or outcome.value is None:
+                raise outcome.error or RuntimeError("a worker gave nothing")
+            found[outcome.index] = outcome.value
+            bar.update(len(chunks[outcome.index]))
+    parts = [found[index] for index in range(len(chunks))]
+    return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+
+
+def _chunk_size(ready: Prepared) -> int:
+    """Points per chunk: all that share a pass, or in a loop those that take about a second."""
+    strategy = ready.strategy
+    if strategy.vectorised or not strategy.seconds:
+        return strategy.points
+    seconds = strategy.seconds * sum(examples.num for examples in ready.examples)
+    return max(1, min(strategy.points, round(1 / seconds)))
+
+
+def _chunk(job: _Job, indices: NDArray[np.int64]) -> Values:
+    """Values at some points; on a GPU that is out of memory, with half of them or of the batch."""
+    strategy = job.ready.strategy
+    with exact_arithmetic(), random_state_kept():
+        while True:
+            try:
+                size = strategy.points
+                parts = [indices[i : i + size] for i in range(0, len(indices), size)]
+                values = [_values(job, part, strategy) for part in parts]
+                return {n: np.concatenate([v[n] for v in values], axis=1) for n in values[0]}
+            except torch.OutOfMemoryError:
+                strategy = _halved(strategy)
+                if job.ready.device.type == "cuda":
+                    torch.cuda.empty_cache()
+
+
+def _halved(strategy: Strategy) -> Strategy:
+    """Fewer points at once, then smaller batches; raises the error in flight if neither is left."""
+    if strategy.points > 1:
+        return replace(strategy, points=strategy.points // 2)
+    if max(strategy.batch_size, strategy.moment_batch) > 1:
+        half = {n: max(1, getattr(strategy, n) // 2) for n in ("batch_size", "moment_batch")}
+        return replace(strategy, **half)
+    raise
+
+
+def _values(job: _Job, indices: NDArray[np.int64], strategy: Strategy) -> Values:
+    """Sums over the data at the points of one pass."""
+    ready = job.ready
+    tensors, constants = _tensors(job, indices)
+    streamed = any(examples.source is not None for examples in ready.examples)
+    models = replicate(
+        ready.tasks[0].model,
+        len(indices) if streamed and not strategy.vectorised else 1,
+        device=ready.device,
+        dtype=ready.dtype,
+        layout=strategy.layout,
+    )
+    for model in models:
+        install(model, constants)
+    if job.policy == "recalibrate":
+        tensors = recalibrate(
+            models,
+            tensors,
+            partial(ready.moments.batches, strategy.moment_batch),
+            vectorised=strategy.vectorised,
+            one_batch=ready.moments.source is None and strategy.moment_batch >= ready.moments.num,
+        )
+    splits = [
+        _sums(task, examples, models, tensors, strategy, job.keep_examples)
+        for task, examples in zip(ready.tasks, ready.examples, strict=True)
+    ]
+    longest = max(examples.num for examples in ready.examples)
+    return {name: np.stack([_padded(s[name], longest) for s in splits]) for name in splits[0]}
+
+
+def _sums(
+    task: Task,
+    examples: Examples,
+    models: Sequence[nn.Module],
+    tensors: Mapping[str, Tensor],
+    strategy: Strategy,
+    keep_examples: bool,
+) -> Values:
+    """Means and standard errors of one task at K points, and the values of the examples."""
+    num = len(next(iter(tensors.values())))
+    measures = task.measures()
+    device = next(iter(tensors.values())).device
+    sums = {name: torch.zeros(2, num, dtype=torch.float64, device=device) for name in measures}
+    kept: dict[str, list[list[Tensor]]] = {name: [[] for _ in range(num)] for name in measures}
+    measure = partial(_measured, measures)
+    batches = partial(examples.batches, strategy.batch_size)
+    for rows, values in run(models, tensors, batches, measure, vectorised=strategy.vectorised):
+        for name, value in values.items():
+            value = value.double()
+            sums[name][:, rows] += torch.stack([value.sum(1), value.square().sum(1)])
+            if keep_examples:
+                for row, one in zip(range(num)[rows], value, strict=True):
+                    kept[name][row].append(one)
+    result = {}
+    n = examples.num
+    for name, (total, squares) in sums.items():
+        mean = total / n
+        variance = (squares / n - mean.square()).clamp(min=0) * (n / max(n - 1, 1))
+        result[name] = mean.cpu().numpy()
+        result[f"{name}_stderr"] = (variance / n).sqrt().cpu().numpy()
+        if keep_examples:
+            rows_of = torch.stack([torch.cat(row) for row in kept[name]])
+            result[f"{name}_examples"] = rows_of.cpu().numpy()
+    return result
+
+
+def _measured(
+    measures: Mapping[str, PerExample], call: Call, inputs: Any, targets: Any
+) -> dict[str, Tensor]:
+    outputs = call(inputs)
+    return {name: measure(outputs, targets) for name, measure in measures.items()}
+
+
+def _tensors(job: _Job, indices: NDArray[np.int64]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Stacked tensors (K, *shape) of the points, and what all of them share."""
+    model = job.ready.tasks[0].model
+    if isinstance(job.points_of, Family):
+        controls: Sequence[State] = [match(state, model) for state in job.points_of.controls]
+        assert job.coefficients is not None
+        coefficients = job.coefficients[indices]
+    else:
+        controls = [match(job.points_of[int(index)], model) for index in indices]
+        coefficients = np.eye(len(indices))
+    statistics = statistics_names(model)
+    weights = [name for name, _ in model.named_parameters()]
+    constants = _constants(controls, {*weights, *statistics}, model)
+    place: dict[str, Any] = {"dtype": job.ready.dtype, "device": job.ready.device}
+    mixing = torch.as_tensor(coefficients, **place)
+    stacked = unflatten(mixing @ flatten(controls, weights, **place), controls[0], weights)
+    if statistics:
+        matrix = flatten(controls, statistics, **place)
+        if job.policy == "keep":
+            mixing = torch.eye(len(controls), **place)[coefficients.argmax(1)]
+        stacked |= unflatten(mixing @ matrix, controls[0], statistics)
+    return stacked, constants
+
+
+def _constants(controls: Sequence[State], moving: set[str], model: nn.Module) -> dict[str, Tensor]:
+    """Buffers that are neither mixed nor counters: they must agree between all control states."""
+    aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    names = [
+        name
+        for name in controls[0]
+        if name not in moving | aliases and not name.endswith("num_batches_tracked")
+    ]
+    differing = [
+        name for name in names if any(not torch.equal(controls[0][name], c[name]) for c in controls)
+    ]
+    if differing:
+        raise ValueError(
+            f"the buffers {', '.join(differing[:5])} differ between the states, and there is no "
+            "right way to mix constant tables: make them equal, or compare states that share them"
+        )
+    return {name: controls[0][name] for name in names}
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+def _labelled(
+    job: _Job, values: Values, coords: Mapping[str, NDArray[Any]], shape: tuple[int, ...]
+) -> xr.Dataset:
+    """Values (splits, points, ...) as a dataset over the coordinates."""
+    ready = job.ready
+    several = len(ready.tasks) > 1
+    finite = np.all(
+        [np.isfinite(values[name]).all(0) for name in ready.tasks[0].measures()], axis=0
+    )
+    status = np.where(finite, STATUS.index("ok"), STATUS.index("nonfinite")).astype(np.uint8)
+    variables: dict[str, Any] = {"status": (tuple(coords), status.reshape(shape))}
+    for name, value in values.items():
+        value = value.reshape(value.shape[0], *shape, *value.shape[2:])
+        dims = ("split", *coords, *(("example",) if name.endswith("_examples") else ()))
+        variables[name] = (dims, value) if several else (dims[1:], value[0])
+        if name.endswith("_stderr"):
+            words = f"standard error of the {name.removesuffix('_stderr')} over examples"
+            variables[name] += ({"long_name": words},)
+    counts = [examples.num for examples in ready.examples]
+    variables["num_examples"] = ("split", counts) if several else ((), counts[0])
+    names = {"split": [task.name for task in ready.tasks]} if several else {}
+    return dataset(
+        variables,
+        {**names, **coords},
+        analysis="evaluation",
+        title=f"Evaluation at {int(np.prod(shape))} points",
+        task=", ".join(task.name for task in ready.tasks),
+        model=type(ready.tasks[0].model).__name__,
+        batch_norm=job.policy,
+        batch_norm_examples=ready.moments.num if job.policy == "recalibrate" else 0,
+        device=str(ready.device),
+        dtype=str(ready.dtype).removeprefix("torch."),
+        strategy=dataclasses.asdict(ready.strategy),
+    )
+
+
+def _padded(value: NDArray[np.float64], longest: int) -> NDArray[np.float64]:
+    """Values per example (K, n) with NaN up to the longest split; others as they are."""
+    if value.ndim == 1:
+        return value
+    return np.pad(value, ((0, 0), (0, longest - value.shape[1])), constant_values=np.nan)
+
+
+# --- checks ---------------------------------------------------------------------------------------
+
+
+def _check(task: Task, state: State, examples: Examples, dtype: torch.dtype) -> None:
+    """Try loss and metrics on a few examples, among them those with the extreme labels.
+
+    On the CPU, where a label out of range is an error that can be caught.
+    """
+    cpu = torch.device("cpu")
+    (model,) = replicate(task.model, 1, device=cpu, dtype=dtype, layout="contiguous")
+    install(model, {name: state[name] for name in own_names(model) if name in state})
+    starts = {0}
+    labels = examples.targets
+    if isinstance(labels, Tensor) and not labels.is_floating_point() and labels.numel():
+        by_example = labels.reshape(len(labels), -1)
+        starts |= {int(by_example.amin(1).argmin()), int(by_example.amax(1).argmax())}
+    for start in sorted(starts):
+        part = some(examples, slice(start, start + 2), "contiguous", dtype)
+        inputs, targets = to_device(next(iter(part.batches(2))), cpu)
+        num = len(tensors_in(targets)[0])
+        for name, value in _tried(task, caller(model), inputs, targets).items():
+            if not isinstance(value, Tensor) or value.shape != (num,):
+                shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(
+                    f"{name} of task {task.name!r} must give one value per example, shape "
+                    f"({num},) for {num} examples, got {shape}; use reduction='none'"
+                )
+
+
+def _tried(task: Task, call: Call, inputs: Any, targets: Any) -> dict[str, Tensor]:
+    """Loss and metrics of a batch; an error over labels out of range says so."""
+    outputs = call(inputs)
+    try:
+        return {name: measure(outputs, targets) for name, measure in task.measures().items()}
+    except (IndexError, RuntimeError) as error:
+        classes = outputs.shape[1] if isinstance(outputs, Tensor) and outputs.ndim > 1 else None
+        if classes is None or not isinstance(targets, Tensor) or targets.is_floating_point():
+            raise
+        low, high = int(targets.min()), int(targets.max())
+        if low >= 0 and high < classes:
+            raise
+        raise ValueError(
+            f"task {task.name!r} has labels out of range: the model gives {classes} outputs "
+            f"(labels 0 to {classes - 1}), the data holds the label {high if low >= 0 else low}"
+        ) from error
+
+
+def _training(tasks: Sequence[Task]) -> int:
+    """The number of the task that batch norm is recalibrated on."""
+    names = [task.name for task in tasks]
+    return names.index("train") if "train" in names else 0
+
+
+def _spread(examples: Examples, num: int | None) -> Examples:
+    """Some examples, evenly spread over the data; all if `num` is None."""
+    if num is None or num >= examples.num:
+        return examples
+    if num < 2:
+        raise ValueError(f"batch_norm_examples must be at least 2, got {num}")
+    if examples.source is not None:
+        raise ValueError("batch_norm_examples needs data that fits into memory; give a task "
+                         "named 'train' with fewer examples instead")  # fmt: skip
+    index = torch.linspace(0, examples.num - 1, num, dtype=torch.float64).round().long()
+    inputs, targets = examples.part(index.to(tensors_in(examples.inputs)[0].device))
+    return replace(examples, num=num, inputs=inputs, targets=targets)
+
+
+def _first(states: Sequence[State]) -> State:
+    if not len(states):
+        raise ValueError("there are no states to evaluate: the sequence is empty")
+    return states[0]
+
+
+def _required(points: Any) -> Any:
+    if points is None:
+        raise ValueError("a family needs points: its coordinates, such as np.linspace(0, 1, 25)")
+    return points

@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: no task, no files, no plots."""

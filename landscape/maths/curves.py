@@ -1,0 +1,58 @@
+"""Where is a point of a family between its control states? Coefficients, as (n, m) arrays.
+
+Every function takes n points as an (n, k) array of k coordinates and returns float64 coefficients
+(n, m) of m controls. Rows sum to one, and a coordinate that names a control gives exactly the unit
+vector of that control.
+"""
+
+from math import comb
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def linear(points: Array) -> Array:
+    """(1 - t, t): the straight line between two controls."""
+    t = points[:, 0]
+    return np.stack([1 - t, t], axis=1)
+
+
+def bernstein(points: Array, *, degree: int) -> Array:
+    """Bernstein polynomials C(d, j) (1 - t)^(d - j) t^j: the Bezier curve of degree d.
+
+    Garipov et al. 2018, section 3.1 (degree 2: one bend).
+    """
+    t = points
+    j = np.arange(degree + 1)
+    binomials = np.array([comb(degree, i) for i in j], dtype=np.float64)
+    return binomials * (1 - t) ** (degree - j) * t**j
+
+
+def hat(points: Array, *, num: int) -> Array:
+    """Hat functions on `num` equidistant knots in [0, 1]: the polygonal chain.
+
+    Garipov et al. 2018, section 3.1. Outside of [0, 1] the first and last segments go on.
+    """
+    position = points[:, 0] * (num - 1)
+    left = np.clip(np.floor(position), 0, num - 2).astype(int)
+    rest = position - left
+    coefficients = np.zeros((len(points), num))
+    rows = np.arange(len(points))
+    coefficients[rows, left] = 1 - rest
+    coefficients[rows, left + 1] = rest
+    return coefficients
+
+
+def triangle(points: Array, *, base: float, foot: float, height: float) -> Array:
+    """Barycentric coordinates of (x, y) in the triangle (0, 0), (base, 0), (foot, height)."""
+    x, y = points.T
+    c = y / height
+    b = (x - c * foot) / base
+    return np.stack([1 - b - c, b, c], axis=1)
+
+
+def barycentric(points: Array) -> Array:
+    """(1 - sum of s, s_1, ..., s_k): the simplex of k + 1 controls."""
+    return np.concatenate([1 - points.sum(axis=1, keepdims=True), points], axis=1)
