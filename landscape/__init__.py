@@ -20,16 +20,32 @@ _WHERE = {
 _HOME = {name: module for module, names in _WHERE.items() for name in names}
 _MODULES = ["checkpoints", "datasets", "models", "plots"]  # `checkpoints` can also be called
 
-__all__ = [*_HOME, *_MODULES, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOME, *_MODULES, "__version__"]
 
 if TYPE_CHECKING:
-    from landscape import checkpoints, datasets, models, plots
-    from landscape.analyses.interpolation import barrier, interpolate
-    from landscape.checkpoints import Checkpoint, load_state, save_checkpoint
-    from landscape.evaluation import evaluate
-    from landscape.families import Family, bezier, line, plane, polychain, simplex
-    from landscape.results import load, save, sweep
-    from landscape.task import Task
+    from landscape import (
+        checkpoints as checkpoints,
+        datasets as datasets,
+        models as models,
+        plots as plots,
+    )
+    from landscape.analyses.interpolation import barrier as barrier, interpolate as interpolate
+    from landscape.checkpoints import (
+        Checkpoint as Checkpoint,
+        load_state as load_state,
+        save_checkpoint as save_checkpoint,
+    )
+    from landscape.evaluation import evaluate as evaluate
+    from landscape.families import (
+        Family as Family,
+        bezier as bezier,
+        line as line,
+        plane as plane,
+        polychain as polychain,
+        simplex as simplex,
+    )
+    from landscape.results import load as load, save as save, sweep as sweep
+    from landscape.task import Task as Task
 
 
 def __getattr__(name: str) -> Any:

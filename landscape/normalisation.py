@@ -148,12 +148,11 @@ class _Moments:
 
     def merge(self, rows: slice, count: int, mean: Tensor, var: Tensor) -> None:
         """Add a batch to some of the points: Chan, Golub and LeVeque 1983, equation 2.1."""
-        old = self.count[rows]
+        old, delta = self.count[rows], mean - self.mean[rows]
         share = count / (old + count)
-        delta = mean - self.mean[rows]
-        self.count[rows] += count
-        self.mean[rows] += delta * share
         self.square[rows] += var * count + delta.square() * old * share
+        self.mean[rows] += delta * share
+        self.count[rows] += count  # last: `old` is a view of it
 
 
 def _merged(
