@@ -3,7 +3,8 @@
 Read are zip and legacy files of `torch.save`, safetensors (single and sharded), folders of the
 Hugging Face Trainer and accelerate, and folders of `torch.distributed.checkpoint`. Pickles are
 read with `weights_only=True` and a fixed list of harmless classes; there is no way around it.
-The checksums of zip files are verified. Legacy files and safetensors carry none: compare `sha256`.
+The checksums of zip files are verified. Legacy files, safetensors and the metadata of distributed
+folders carry none: for those, compare `sha256`.
 """
 
 import argparse
@@ -18,12 +19,14 @@ import os
 import pathlib
 import pickle
 import re
+import sys
 import threading
+import types
 import uuid
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -212,7 +215,8 @@ def _load(
         names = _names(list(found), model, strip_prefix)
         state: State = {new: found[old].detach() for old, new in names.items()}
         if model is not None:
-            state = _match(state, model, allow_missing)
+            patterns = [allow_missing] if isinstance(allow_missing, str) else allow_missing
+            state = _match(state, model, patterns)
         if not allow_nonfinite and (bad := _nonfinite(state)):
             raise CheckpointError(
                 f"{len(bad)} tensors hold NaN or infinite values: {_listed(bad, 5)}. Take an "
@@ -236,7 +240,9 @@ def _refusing(path: Path) -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
-        place = f"{path} ({path.stat().st_size:,} bytes)" if path.is_file() else str(path)
+        place = str(path)
+        with suppress(OSError):
+            place += f" ({path.stat().st_size:,} bytes)" if path.is_file() else ""
         if isinstance(error, CheckpointError):
             raise CheckpointError(f"{place}: {error}") from error.__cause__ or error
         reason = f"{type(error).__name__}: {str(error).strip() or 'no text'}".splitlines()[0]
@@ -292,9 +298,15 @@ def _match(state: State, model: nn.Module, allow_missing: Collection[str]) -> St
 
 
 def _nonfinite(state: State) -> list[str]:
-    # some types of 8 bits know no isfinite
-    wide = {name: t.float() if t.itemsize == 1 else t for name, t in state.items()}
-    return [name for name, tensor in wide.items() if not torch.isfinite(tensor).all()]
+    return [name for name in state if not _is_finite(state[name])]
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    tensor = tensor.float() if tensor.itemsize == 1 else tensor  # types of 8 bits know no aminmax
+    # both ends are NaN if any value is; far faster than isfinite of every value
+    return bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
 
 
 def _missing(path: Path) -> str:
@@ -443,7 +455,9 @@ def _check_zip(file: BinaryIO) -> None:
             f"a zip that torch.save did not write (TorchScript, npz?); it holds {_listed(names)}. "
             "Save model.state_dict() with torch.save."
         )
-    if damaged := archive.testzip():
+    # torch takes an entry with the mark of a folder for empty, and leaves its tensor unset
+    marked = (i.filename for i in archive.infolist() if i.external_attr & 0x10 and i.file_size)
+    if damaged := archive.testzip() or next(marked, None):
         raise CheckpointError(
             f"{damaged} fails its checksum: bits of the file have changed. Copy it again from "
             "where it was written, or take another checkpoint."
@@ -480,16 +494,17 @@ def _refusal(wanted: list[str]) -> str:
 
 def _select(tree: object, key: str | None) -> tuple[tuple[str, ...], State]:
     """The one mapping of names to tensors within what a file holds, and its place."""
-    found = {".".join(place): (place, state) for place, state in _candidates(tree)}
+    found = list(_candidates(tree))
     # a mapping of single numbers (metrics) is no rival of one with weights
-    large = {k: v for k, v in found.items() if any(t.ndim for t in v[1].values())}
-    chosen = {k: v for k, v in found.items() if k == key} if key else large or found
+    large = [(place, state) for place, state in found if any(t.ndim for t in state.values())]
+    called = [(place, state) for place, state in found if ".".join(place) == key]
+    chosen = called if key else large or found
     if len(chosen) == 1:
-        return next(iter(chosen.values()))
+        return chosen[0]
     lines = [
-        f"  {name or '(top level)'}: {len(state)} tensors, "
+        f"  {'.'.join(place) or '(top level)'}: {len(state)} tensors, "
         f"{sum(tensor.numel() for tensor in state.values()):,} values"
-        for name, (_, state) in found.items()
+        for place, state in found
     ]
     if not lines and isinstance(tree, Mapping):
         lines = ["  " + (_listed(f"{k}: {type(v).__name__}" for k, v in tree.items()) or "{}")]
@@ -504,17 +519,15 @@ def _candidates(
     tree: object, place: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
     """Every nested mapping of names to tensors, but for the state of optimizers."""
-    if not isinstance(tree, Mapping) or not all(isinstance(name, str) for name in tree):
+    if not isinstance(tree, Mapping) or any(str(name).startswith("param_groups") for name in tree):
         return
-    if any(name.startswith("param_groups") for name in tree):
-        return
-    tensors = {name: value for name, value in tree.items() if isinstance(value, Tensor)}
-    if all(name in tensors or name.endswith("_extra_state") for name in tree):
+    tensors = {n: t for n, t in tree.items() if isinstance(n, str) and isinstance(t, Tensor)}
+    if all(name in tensors or str(name).endswith("_extra_state") for name in tree):
         if any(tensor.is_floating_point() for tensor in tensors.values()):
             yield place, tensors
         return
     for name, value in tree.items():
-        if name != "optim" and not name.startswith("optimizer"):
+        if isinstance(name, str) and name != "optim" and not name.startswith("optimizer"):
             yield from _candidates(value, (*place, name))
 
 
@@ -778,3 +791,13 @@ _ALLOWED: list[Any] = [
         for core in ("_core", "core")  # since and before numpy 2
     ),
 ]
+
+
+class _Module(types.ModuleType):
+    """Lets `landscape.checkpoints`, the module, be called as the function of that name."""
+
+    def __call__(self, *args: Any, **options: Any) -> "list[Checkpoint]":
+        return checkpoints(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Module
