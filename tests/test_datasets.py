@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -130,7 +131,7 @@ def test_normalise_by_hand_on_batches_and_single_images():
 
 @pytest.mark.parametrize("make", [datasets.digits, lambda: datasets.synthetic(1024, size=16)])
 def test_training_images_have_mean_0_and_variance_1(make):
-    (x, _) = next(iter(datasets.replace(make(), batch_size=10**6)))
+    (x, _) = next(iter(replace(make(), batch_size=10**6)))
     x = x.double()
     torch.testing.assert_close(
         x.mean((0, 2, 3)), torch.zeros(x.shape[1]).double(), atol=1e-6, rtol=0
