@@ -386,7 +386,7 @@ def moment_batch(
     Four of the largest activations are live at once in a residual block.
     """
     seen = _some_activations(model, state, examples)
-    needed = 4 * max((tensor.nbytes for tensor in seen), default=0) * examples.num
+    needed = 4 * max((tensor.nbytes // 2 for tensor in seen), default=0) * examples.num
     points = strategy.points if strategy.vectorised else 1
     fits = needed * points <= free_memory(seen[0].device) // 2
     return examples.num if fits and examples.source is None else strategy.batch_size
@@ -461,7 +461,7 @@ def _batch_sizes(examples: Examples, device: torch.device) -> list[int]:
 def _some_activations(
     model: nn.Module, state: Mapping[str, Tensor], examples: Examples
 ) -> list[Tensor]:
-    """Inputs and outputs of all leaf modules for the first example, to see shapes and sizes."""
+    """Inputs and outputs of all leaf modules for two examples, to see shapes and sizes."""
     device = tensors_in(next(iter(examples.batches(1))))[0].device
     dtype = torch.float32
     (twin,) = replicate(model, 1, device=device, dtype=dtype, layout="contiguous")
@@ -469,8 +469,8 @@ def _some_activations(
     for module in twin.modules():
         if not any(module.children()):
             module.register_forward_hook(lambda m, args, out: seen.extend(tensors_in((args, out))))
-    head = some(examples, slice(1), "contiguous", dtype)
-    inputs, _ = next(iter(head.batches(1)))
+    head = some(examples, slice(2), "contiguous", dtype)
+    inputs, _ = next(iter(head.batches(2)))
     install(twin, {name: state[name] for name in own_names(twin) if name in state})
     caller(twin)(inputs)
     return seen

@@ -61,6 +61,7 @@ class Prepared:
 
 
 Tasks = Task | Sequence[Task] | Prepared
+COUNTER = "num_batches_tracked"
 
 
 def evaluate(
@@ -311,41 +312,59 @@ def _tensors(job: _Job, indices: NDArray[np.int64]) -> tuple[dict[str, Tensor], 
     if isinstance(job.points_of, Family):
         controls: Sequence[State] = [match(state, model) for state in job.points_of.controls]
         assert job.coefficients is not None
-        coefficients = job.coefficients[indices]
+        coefficients: NDArray[np.float64] | None = job.coefficients[indices]
     else:
         controls = [match(job.points_of[int(index)], model) for index in indices]
-        coefficients = np.eye(len(indices))
+        coefficients = None
     statistics = statistics_names(model)
     weights = [name for name, _ in model.named_parameters()]
-    constants = _constants(controls, {*weights, *statistics}, model)
-    place: dict[str, Any] = {"dtype": job.ready.dtype, "device": job.ready.device}
-    mixing = torch.as_tensor(coefficients, **place)
-    stacked = unflatten(mixing @ flatten(controls, weights, **place), controls[0], weights)
+    constants, differing = _constants(controls, {*weights, *statistics}, model)
+    if differing and coefficients is not None:
+        raise ValueError(
+            f"the buffers {', '.join(differing[:5])} differ between the states, and there is no "
+            "right way to mix constant tables: make them equal, or fold them into the weights"
+        )
+    dtype, device = job.ready.dtype, job.ready.device
+
+    def mixed(names: Sequence[str], coefficients: NDArray[np.float64] | None) -> dict[str, Tensor]:
+        matrix = flatten(controls, names, dtype=dtype, device=device)
+        if coefficients is not None:
+            matrix = _product(torch.as_tensor(coefficients, dtype=dtype, device=device), matrix)
+        return unflatten(matrix, controls[0], names)
+
+    stacked = mixed(weights, coefficients)
     if statistics:
-        matrix = flatten(controls, statistics, **place)
-        if job.policy == "keep":
-            mixing = torch.eye(len(controls), **place)[coefficients.argmax(1)]
-        stacked |= unflatten(mixing @ matrix, controls[0], statistics)
+        if job.policy == "keep" and coefficients is not None:
+            coefficients = np.eye(len(controls))[coefficients.argmax(1)]
+        stacked |= mixed(statistics, coefficients)
+    stacked |= {name: torch.stack([c[name] for c in controls]).to(device) for name in differing}
     return stacked, constants
 
 
-def _constants(controls: Sequence[State], moving: set[str], model: nn.Module) -> dict[str, Tensor]:
-    """Buffers that are neither mixed nor counters: they must agree between all control states."""
+def _product(coefficients: Tensor, controls: Tensor) -> Tensor:
+    """The matrix product (n, m) @ (m, P), with rounding that does not depend on n.
+
+    A matrix routine fuses or splits sums by the shapes it gets; then a point would differ in the
+    last bit with the chunk that it is in, and a resumed run from an uninterrupted one.
+    """
+    total = coefficients[:, :1] * controls[0]
+    for column, control in zip(coefficients.T[1:], controls[1:], strict=True):
+        total += column[:, None] * control
+    return total
+
+
+def _constants(
+    controls: Sequence[State], moving: set[str], model: nn.Module
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Buffers that are not mixed: those that agree, and the names of those that differ.
+
+    Counters (`num_batches_tracked`) have no influence in evaluation and are left alone.
+    """
     aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    names = [
-        name
-        for name in controls[0]
-        if name not in moving | aliases and not name.endswith("num_batches_tracked")
-    ]
-    differing = [
-        name for name in names if any(not torch.equal(controls[0][name], c[name]) for c in controls)
-    ]
-    if differing:
-        raise ValueError(
-            f"the buffers {', '.join(differing[:5])} differ between the states, and there is no "
-            "right way to mix constant tables: make them equal, or compare states that share them"
-        )
-    return {name: controls[0][name] for name in names}
+    fixed = [n for n in controls[0] if n not in moving | aliases and not n.endswith(COUNTER)]
+    first, *others = controls
+    differing = [n for n in fixed if any(not torch.equal(first[n], c[n]) for c in others)]
+    return {name: first[name] for name in fixed if name not in differing}, differing
 
 
 # --- results --------------------------------------------------------------------------------------
@@ -411,6 +430,7 @@ def _check(task: Task, state: State, examples: Examples, dtype: torch.dtype) -> 
         by_example = labels.reshape(len(labels), -1)
         starts |= {int(by_example.amin(1).argmin()), int(by_example.amax(1).argmax())}
     for start in sorted(starts):
+        start = max(0, min(start, examples.num - 2))
         part = some(examples, slice(start, start + 2), "contiguous", dtype)
         inputs, targets = to_device(next(iter(part.batches(2))), cpu)
         num = len(tensors_in(targets)[0])
