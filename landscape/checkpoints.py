@@ -292,8 +292,9 @@ def _match(state: State, model: nn.Module, allow_missing: Collection[str]) -> St
         first = Counter(name.partition(".")[0] + "." for name in state if "." in name)
         parts = _listed(f"{part} ({count})" for part, count in first.items())
         raise CheckpointError(
-            f"{error}\nThe names begin with {parts or 'no prefix'}. strip_prefix= (--strip-prefix) takes the "
-            "entries under one prefix, allow_missing= (--allow-missing) the model's own values."
+            f"{error}\nThe names begin with {parts or 'no prefix'}. "
+            "strip_prefix= (--strip-prefix) takes the entries under one prefix, "
+            "allow_missing= (--allow-missing) the model's own values."
         ) from error
 
 
