@@ -4,12 +4,16 @@
 the executor can replace it (`dask.distributed`), and never the results of the others.
 """
 
+import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -47,27 +51,34 @@ def map_tasks(
         for index, task in enumerate(tasks):
             yield Outcome(index, function(task))
         return
-    tries = dict.fromkeys(range(len(tasks)), 0)
-    waiting: dict[Future[R], int] = {
-        executor.submit(function, task): index for index, task in enumerate(tasks)
-    }
+    finished: SimpleQueue[Future[R]] = SimpleQueue()
+    running: dict[Future[R], int] = {}
+    tries = [0] * len(tasks)
     lost: BaseException | None = None
+
+    def submit(index: int) -> None:
+        future = _submitted(executor, function, tasks[index])
+        running[future] = index
+        future.add_done_callback(finished.put)
+
     try:
-        while waiting:
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                index = waiting.pop(future)
-                error = CancelledError() if future.cancelled() else future.exception()
-                if error is None:
-                    yield Outcome(index, future.result())
-                elif _broken(error):
-                    lost = error
-                elif tries[index] < retries and not lost and not _killed(error):
-                    tries[index] += 1
-                    waiting[executor.submit(function, tasks[index])] = index
-                else:
-                    yield Outcome(index, error=error)
+        for index in range(len(tasks)):
+            submit(index)
+        while running:
+            future = finished.get()
+            index = running.pop(future)
+            error = CancelledError() if future.cancelled() else future.exception()
+            if error is None:
+                yield Outcome(index, future.result())
+            elif isinstance(error, BrokenExecutor | CancelledError):  # not the task's fault
+                lost = error
+            elif tries[index] < retries and not lost and not _killed(error):
+                tries[index] += 1
+                submit(index)
+            else:
+                yield Outcome(index, error=error)
     finally:
-        for future in waiting:
+        for future in list(running):
             future.cancel()
     if lost:
         raise WorkerLost(
@@ -76,10 +87,14 @@ def map_tasks(
         ) from lost
 
 
-def _broken(error: BaseException) -> bool:
-    """Whether the executor, not the task, failed: a broken pool, or a scheduler that is gone."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"BrokenExecutor", "CancelledError", "FutureCancelledError"})
+def _submitted(executor: Executor, function: Callable[[T], R], task: T) -> Future[R]:
+    """The future of a task; one that has failed already if the executor is broken."""
+    try:
+        return executor.submit(function, task)
+    except BrokenExecutor as error:
+        future: Future[R] = Future()
+        future.set_exception(error)
+        return future
 
 
 def _killed(error: BaseException) -> bool:
@@ -97,36 +112,50 @@ def open_executor(
     without. `scheduler`: the address (`tcp://host:8786`) or scheduler file of a running
     `dask` cluster, which must be able to import what this process imports. Each worker has one
     thread, and one GPU if there are GPUs. Needs the extra `distributed`.
+
+    Raises `ConnectionError` if no scheduler answers within 5 seconds.
     """
     if workers == "auto":
         workers = len(_visible_gpus())
-    if isinstance(workers, str):
-        raise ValueError(f"workers must be a number or 'auto', got {workers!r}")
+    if isinstance(workers, str) or workers < 0:
+        raise ValueError(f"workers must be a number of processes or 'auto', got {workers!r}")
     if not workers and not scheduler:
         yield None
         return
     try:
         import dask
-        from distributed import Client
+        import distributed
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "workers need dask.distributed: python -m pip install 'landscape[distributed]'"
         ) from error
-    with dask.config.set({"distributed.scheduler.allowed-failures": 3}):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": 3}))
         if scheduler:
-            where: dict[str, Any] = (
-                {"scheduler_file": scheduler}
-                if Path(scheduler).exists()
-                else {"address": scheduler}
-            )
-            with Client(**where, set_as_default=False) as client:
-                yield client.get_executor(pure=False)
+            client = stack.enter_context(_connected(scheduler))
         else:
-            with (
-                _local_cluster(workers) as cluster,
-                Client(cluster, set_as_default=False) as client,
-            ):
-                yield client.get_executor(pure=False)
+            cluster = stack.enter_context(_local_cluster(workers))
+            client = stack.enter_context(distributed.Client(cluster, set_as_default=False))
+        yield client.get_executor(pure=False)
+
+
+def _connected(scheduler: str) -> Any:
+    """A client of a running scheduler, which is named by its address or by a file."""
+    from distributed import Client
+
+    is_file = Path(scheduler).is_file()
+    if not is_file and "://" not in scheduler:
+        raise ConnectionError(
+            f"scheduler {scheduler!r} is neither a file nor an address such as tcp://host:8786"
+        )
+    where = {"scheduler_file": scheduler} if is_file else {"address": scheduler}
+    try:
+        return Client(**where, timeout=5, set_as_default=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConnectionError(
+            f"no dask scheduler answers at {scheduler}; start one with 'dask scheduler', or give "
+            f"the address that it prints ({error})"
+        ) from error
 
 
 def _local_cluster(workers: int) -> Any:
@@ -134,25 +163,28 @@ def _local_cluster(workers: int) -> Any:
     from distributed import Nanny, Scheduler, SpecCluster
 
     gpus = _visible_gpus()
-    common = {"nthreads": 1, "memory_limit": 0, "host": "127.0.0.1", "dashboard": False}
+    here = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
+    common = here | {"nthreads": 1, "memory_limit": 0, "silence_logs": logging.CRITICAL}
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     specifications = {}
     for number in range(workers):
         environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-        specifications[number] = {"cls": Nanny, "options": {**common, "env": environment}}
+        specifications[number] = {"cls": Nanny, "options": common | {"env": environment}}
     return SpecCluster(
         workers=specifications,
-        scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard": False}},
-        silence_logs="CRITICAL",
+        scheduler={"cls": Scheduler, "options": here},
+        silence_logs=logging.CRITICAL,
     )
 
 
 def _visible_gpus() -> list[str]:
     """Names of the GPUs that this process may use."""
-    if named := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return [name for name in named.split(",") if name.strip()]
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:  # CUDA stops at the first name that is no device
+        names = [name.strip() for name in named.split(",")]
+        return list(takewhile(lambda name: name not in ("", "-1"), names))
     import torch
 
     return [str(number) for number in range(torch.cuda.device_count())]

@@ -6,6 +6,7 @@ on from there when the same call is made again.
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import math
@@ -15,10 +16,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ from tqdm import tqdm
 
 from landscape.execution import map_tasks
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 1  # the archive of the tests holds a file of each
 STATUS = ("pending", "ok", "nonfinite", "failed")
 REQUIRED = ("title", "analysis", "schema_version", "created", "provenance")
 
@@ -54,8 +56,8 @@ def dataset(
     """A labelled result: every analysis ends here.
 
     `variables` and `coords` are as in `xarray.Dataset`. `title` says in a few words what was done,
-    `analysis` names the kind of result. Further `attrs` that HDF5 cannot hold (None, bool, dict,
-    list) are stored as JSON text.
+    `analysis` names the kind of result. Further `attrs` other than text and numbers (None, bool,
+    dict, list, ...) are stored as JSON text.
     """
     result = xr.Dataset(dict(variables), dict(coords))
     for name, variable in result.variables.items():
@@ -72,7 +74,7 @@ def dataset(
         schema_version=SCHEMA_VERSION,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         provenance=json.dumps(provenance()),
-        **{key: _plain(value) for key, value in attrs.items()},
+        **_plain(attrs),
     )
 
 
@@ -93,8 +95,10 @@ def provenance() -> dict[str, Any]:
 def problems(result: xr.Dataset) -> list[str]:
     """Where a dataset departs from the schema, in words; empty if it does not."""
     found = [f"the attribute {name!r} is missing" for name in REQUIRED if name not in result.attrs]
-    if result.attrs.get("schema_version", SCHEMA_VERSION) > SCHEMA_VERSION:
-        found.append(f"schema version {result.attrs['schema_version']} is newer than this program")
+    if not _known(result.attrs.get("schema_version", SCHEMA_VERSION)):
+        found.append(
+            f"the schema version is {result.attrs['schema_version']}, not {SCHEMA_VERSION}"
+        )
     for name, variable in result.variables.items():
         if "long_name" not in variable.attrs:
             found.append(f"the variable {str(name)!r} has no long_name")
@@ -113,7 +117,8 @@ def problems(result: xr.Dataset) -> list[str]:
 def save(result: xr.Dataset, path: str | os.PathLike[str]) -> Path:
     """Write a dataset as one HDF5 file, at once or not at all. An existing file is replaced.
 
-    Raises `ResultError` if the folder is missing or another process writes to the same file.
+    Raises `ResultError` if the folder is missing, the disk is full, or another process writes to
+    the same file.
     """
     path = Path(path)
     with _only_writer(path):
@@ -131,17 +136,18 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset:
         raise ResultError(f"{path}: no such results file")
     try:
         result = xr.load_dataset(path, engine="h5netcdf")
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged HDF5 raises nearly anything
         raise ResultError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read as HDF5: {error}"
+            f"{path} ({path.stat().st_size} bytes) cannot be read as a result in HDF5: "
+            f"{type(error).__name__}: {error}"
         ) from error
     version = result.attrs.get("schema_version")
     if version is None:
         raise ResultError(f"{path} is HDF5 but no landscape result: 'schema_version' is missing")
-    if version > SCHEMA_VERSION:
+    if not _known(version):
         raise ResultError(
-            f"{path} has schema version {version}, this program knows {SCHEMA_VERSION}: "
-            "update landscape"
+            f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}: "
+            "install a newer landscape"
         )
     return result
 
@@ -167,19 +173,30 @@ def sweep(
     """Compute a dataset along one dimension, chunk by chunk, into a file that is always complete.
 
     `over` names the dimension and its values. `compute(values)` gives a dataset for some of them;
-    variables with that dimension are put together, others must not depend on the chunk. The first
-    commit, with every point pending, comes before any work; then there is one after each chunk of
-    about `seconds` (a multiple of `chunk` values). `plan` says what the result depends on
-    (arguments, hashes of inputs); the same call goes on where an earlier one ended, and another
-    plan is refused. With an `executor`, chunks of `chunk` values go to its workers. Points whose
-    task failed there have the status failed, and are tried again by the next call.
+    variables with that dimension are put together, others must not depend on the chunk. Without a
+    `status` of its own, what is computed is ok. The first commit, with every point pending, comes
+    before any work; then there is one after each chunk of about `seconds` (a multiple of `chunk`
+    values). `plan` says what the result depends on (arguments, hashes of inputs); the same call
+    goes on where an earlier one ended, and another plan is refused unless `overwrite`.
+
+    With an `executor`, chunks of `chunk` values go to its workers, and commits are `seconds` apart.
+    Points whose task failed there have the status failed, the attribute `failures` says why, and
+    the next call tries them again.
 
     Raises `ResultError` for another plan, a second writer or an output that cannot be written;
     `WorkerLost` if the executor broke down, with everything finished before on disk.
     """
+    if len(over) != 1 or chunk < 1:
+        raise ValueError(
+            f"a sweep is over one dimension in chunks of at least 1, got {list(over)} and {chunk}"
+        )
     ((dim, values),) = ((name, np.asarray(axis)) for name, axis in over.items())
     path = Path(output)
-    plan = json.loads(json.dumps(plan, default=str)) | {dim: values.tolist()}
+    plan = {
+        **json.loads(json.dumps(plan, default=str)),
+        dim: values.tolist(),
+        "schema_version": SCHEMA_VERSION,
+    }
     empty = dataset(
         {"status": (dim, np.zeros(len(values), np.uint8))},
         {dim: values},
@@ -202,12 +219,20 @@ def sweep(
             disable=None if progress is None else not progress,
             file=sys.stderr,
         )
-        with bar:
-            done = _chunks(compute, values, pending, chunk, seconds, executor)
-            for indices, part in done:
-                result = _merged(result, part, dim, indices, len(values))
-                _publish(result, path)
-                bar.update(len(indices))
+        done = _chunks(compute, values, pending, chunk, seconds, executor)
+        with bar, contextlib.closing(done):
+            committed, behind = time.perf_counter(), False
+            try:
+                for indices, part in done:
+                    result, behind = _merged(result, part, dim, indices, len(values)), True
+                    if executor is None or time.perf_counter() - committed >= seconds:
+                        behind = False  # also if this fails: then there is no use in a second try
+                        _publish(result, path)
+                        committed = time.perf_counter()
+                    bar.update(len(indices))
+            finally:
+                if behind:
+                    _publish(result, path)
     return result
 
 
@@ -218,7 +243,7 @@ def _chunks(
     chunk: int,
     seconds: float,
     executor: Executor | None,
-) -> Iterator[tuple[np.ndarray, xr.Dataset | BaseException]]:
+) -> Generator[tuple[np.ndarray, xr.Dataset | BaseException]]:
     """Pairs of indices and what was computed for them; here in chunks that grow to `seconds`."""
     if executor is not None:
         parts = [pending[i : i + chunk] for i in range(0, len(pending), chunk)]
@@ -255,35 +280,38 @@ def _merged(
     """The result with a computed part put in its place."""
     result = result.copy()
     if isinstance(part, BaseException):
-        status = result["status"].copy()
-        status.loc[{dim: result[dim][indices]}] = STATUS.index("failed")
+        result["status"][{dim: indices}] = STATUS.index("failed")
         failures = json.loads(result.attrs.get("failures", "[]"))
         failures.append({"points": indices.tolist(), "error": f"{type(part).__name__}: {part}"})
-        return result.assign(status=status).assign_attrs(failures=json.dumps(failures))
+        return result.assign_attrs(failures=json.dumps(failures))
+    if "status" not in part:
+        part = part.assign(status=(dim, np.full(len(indices), STATUS.index("ok"), np.uint8)))
     for name, variable in part.variables.items():
         if name == dim:
             result[dim].attrs |= variable.attrs
         elif dim not in variable.dims:
             result[name] = variable
         else:
-            axis = variable.dims.index(dim)
-            if name not in result.variables or result[name].dims != variable.dims:
-                result[name] = _blank(variable, axis, num)
-            result[name].values[(slice(None),) * axis + (indices,)] = variable.values
+            full = _full(result.variables.get(name), variable, dim, num)
+            full[{dim: indices}] = variable.values
+            result[name] = full
     kept = {"plan", "plan_hash", "command", "title", "analysis", "created"}
     new = {key: value for key, value in part.attrs.items() if key not in kept}
-    return result.assign_attrs(new)
+    return result.set_coords(part.coords).assign_attrs(_plain(new))
 
 
-def _blank(variable: xr.Variable, axis: int, num: int) -> xr.Variable:
-    """A variable of full length: NaN, or zero (pending) where the type has no NaN."""
-    shape = (*variable.shape[:axis], num, *variable.shape[axis + 1 :])
-    fill = np.nan if np.issubdtype(variable.dtype, np.floating) else 0
-    return xr.Variable(variable.dims, np.full(shape, fill, variable.dtype), variable.attrs)
+def _full(earlier: xr.Variable | None, part: xr.Variable, dim: str, num: int) -> xr.Variable:
+    """A variable of full length that can hold a part: as it was, or blank (NaN, 0, "") if new."""
+    sizes = dict(part.sizes) | {dim: num}
+    if earlier is None:
+        fill = np.nan if part.dtype.kind in "fc" else "" if part.dtype.kind in "OUST" else 0
+        return xr.Variable(part.dims, np.full(tuple(sizes.values()), fill, part.dtype), part.attrs)
+    full = earlier.set_dims(sizes).transpose(*part.dims).copy()
+    return full.astype(np.result_type(full.dtype, part.dtype))
 
 
 def _continued(path: Path, plan: Mapping[str, Any], dim: str) -> xr.Dataset:
-    """The result of an earlier call with the same plan."""
+    """The result of an earlier call with the same plan; what failed then is pending again."""
     result = load(path)
     earlier = json.loads(result.attrs.get("plan", "{}"))
     differing = [key for key in sorted({*earlier, *plan}) if earlier.get(key) != plan.get(key)]
@@ -296,7 +324,9 @@ def _continued(path: Path, plan: Mapping[str, Any], dim: str) -> xr.Dataset:
             + "\n".join(lines)
             + "\nChoose another output, or start anew with --overwrite (overwrite=True)."
         )
-    return result
+    result.attrs.pop("failures", None)
+    again = result["status"] == STATUS.index("failed")
+    return result.assign(status=result["status"].where(~again, STATUS.index("pending")))
 
 
 @contextmanager
@@ -306,23 +336,27 @@ def _only_writer(path: Path) -> Iterator[None]:
         raise ResultError(f"{path}: the folder {path.parent} does not exist; create it first")
     if path.is_dir():
         raise ResultError(f"{path} is a folder; name a file such as {path / 'result.h5'}")
-    lock_path = path.with_name(f".{path.name}.lock")
-    owner_path = path.with_name(f".{path.name}.owner")
-    lock = FileLock(lock_path)
+    if path.exists() and not path.is_file():
+        raise ResultError(f"{path} is a device or a pipe; a result needs a file of its own")
+    owner = path.with_name(f".{path.name}.owner")  # beside the lock, which locking may truncate
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        owner = owner_path.read_text() if owner_path.exists() else "another process"
-        raise ResultError(f"{path} is being written by {owner}; wait for it, or stop it") from None
+        who = "another process"
+        with contextlib.suppress(OSError):
+            who = owner.read_text() or who
+        raise ResultError(f"{path} is being written by {who}; wait for it, or stop it") from None
     except OSError as error:
         raise ResultError(f"{path.parent} cannot be written to: {error.strerror}") from error
     try:
-        owner_path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-        for stale in path.parent.glob(f".{path.name}.*.tmp"):
-            stale.unlink()
+        with _explained(path):
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+                stale.unlink()
         yield
     finally:
-        owner_path.unlink(missing_ok=True)
+        owner.unlink(missing_ok=True)
         lock.release()
 
 
@@ -330,32 +364,58 @@ def _publish(result: xr.Dataset, path: Path) -> None:
     """Replace the file by a complete new one; whatever happens, the old or the new one is there."""
     image = result.to_netcdf(engine="h5netcdf")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _explained(path):
+        try:
+            with _opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file:
+                while len(image):
+                    image = image[os.write(file, image) :]
+                os.fsync(file)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        with _opened(path.parent, os.O_RDONLY) as folder:
+            os.fsync(folder)  # the new name itself
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    file = os.open(path, flags, 0o666)
     try:
-        with temporary.open("wb") as file:
-            file.write(image)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        yield file
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Say what an error of the operating system means for a results file."""
+    try:
+        yield
     except OSError as error:
         raise ResultError(
-            f"{path} could not be written: {error.strerror}; what was there before is unharmed"
+            f"{path} could not be written: {error.strerror or error}. What was on disk before is "
+            "complete; mend this and run the same command again"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
-def _plain(value: Any) -> Any:
-    """A value that an HDF5 attribute can hold."""
-    return (
-        value
-        if isinstance(value, str | int | float) and not isinstance(value, bool)
-        else json.dumps(value)
-    )
+def _known(version: Any) -> bool:
+    """Whether this program can read a schema version."""
+    return isinstance(version, int | np.integer) and bool(1 <= version <= SCHEMA_VERSION)
+
+
+def _plain(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+    """Attributes that HDF5 can hold: text and numbers as they are, all else as JSON text."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.generic | np.ndarray):
+            value = value.tolist()
+        if isinstance(value, str | float):
+            return value
+        small = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+        return value if small else json.dumps(value, default=str)
+
+    return {str(key): plain(value) for key, value in attrs.items()}
 
 
 def _digest(plan: Mapping[str, Any]) -> str:
@@ -367,6 +427,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 70 else text[:67] + "..."
 
 
+@cache
 def _git_revision() -> str:
     """The revision of the working folder, with `-dirty` where it differs; empty without git."""
     call: Sequence[str] = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
