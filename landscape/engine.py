@@ -418,26 +418,47 @@ def _trial(
         twin, head = arranged[strategy.layout]
         return replace(strategy, seconds=_seconds(twin, head, strategy, best))
 
-    own = examples.batch_size
-    sizes = [own] if _own_batches_only(model, examples) else _batch_sizes(examples, device)
+    fixed = _own_batches_only(model, examples)
+    sizes = [examples.batch_size] if fixed else _batch_sizes(examples, device)
     largest = max(sizes)
     images = any(t.ndim == 4 and t.shape[1] > 1 for t in _some_activations(model, state, examples))
     layouts = ["channels_last", "contiguous"] if images else ["contiguous"]
     looped = points_per_pass(state, examples, dtype.itemsize)
     best = Strategy(seconds=float("inf"))
-    for layout, size in itertools.product(layouts, sizes):
-        strategy = Strategy(layout, size, points=looped)
-        best = min(best, timed(strategy, best.seconds), key=lambda s: s.seconds)
-    for points in (8, 32):
-        # vmap pays where calls cost more than arithmetic; a long forward pass cannot gain from it
-        if best.seconds * min(sizes) > 0.02 or _own_batches_only(model, examples):
-            break
-        tried = [replace(best, points=points, vectorised=True, batch_size=size) for size in sizes]
-        fastest = min((timed(s, best.seconds) for s in tried), key=lambda s: s.seconds)
-        if fastest.seconds >= best.seconds:
-            break
-        best = fastest
+    for layout in layouts:
+        best = _faster(best, timed(Strategy(layout, sizes[0], points=looped), best.seconds))
+    best = _best_size(best, sizes[1:], timed)
+    if not fixed and _call_dominates(best, timed):
+        for points in (8, 32):
+            tried = replace(best, points=points, vectorised=True, batch_size=sizes[0])
+            tried = _best_size(timed(tried, best.seconds), sizes[1:], timed)
+            if tried.seconds >= best.seconds:
+                break
+            best = tried
     return best
+
+
+Timed = Callable[[Strategy, float], Strategy]
+
+
+def _faster(a: Strategy, b: Strategy) -> Strategy:
+    return min(a, b, key=lambda strategy: strategy.seconds)
+
+
+def _best_size(strategy: Strategy, sizes: Sequence[int], timed: Timed) -> Strategy:
+    """The strategy with the best batch size: larger ones are tried until one is slower."""
+    for size in sizes:
+        tried = timed(replace(strategy, batch_size=size), strategy.seconds)
+        if tried.seconds > strategy.seconds:
+            break
+        strategy = tried
+    return strategy
+
+
+def _call_dominates(strategy: Strategy, timed: Timed) -> bool:
+    """Whether a forward pass costs more for its calls than for its arithmetic, so vmap can gain."""
+    alone = timed(replace(strategy, batch_size=2), float("inf"))
+    return alone.seconds * 2 > 0.2 * strategy.seconds * min(strategy.batch_size, 256)
 
 
 def own_names(model: nn.Module) -> Iterator[str]:
