@@ -5,8 +5,11 @@ the executor can replace it (`dask.distributed`), and never the results of the o
 """
 
 import contextlib
+import json
 import logging
 import os
+import signal
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextlib import contextmanager
@@ -142,19 +145,17 @@ def open_executor(
 def _connected(scheduler: str) -> Any:
     """A client of a running scheduler, which is named by its address or by a file."""
     from distributed import Client
+    from distributed.comm import get_address_host_port
 
-    is_file = Path(scheduler).is_file()
-    if not is_file and "://" not in scheduler:
-        raise ConnectionError(
-            f"scheduler {scheduler!r} is neither a file nor an address such as tcp://host:8786"
-        )
-    where = {"scheduler_file": scheduler} if is_file else {"address": scheduler}
     try:
-        return Client(**where, timeout=5, set_as_default=False)
-    except (OSError, ValueError, KeyError) as error:
+        is_file = Path(scheduler).is_file()
+        address = json.loads(Path(scheduler).read_text())["address"] if is_file else scheduler
+        socket.create_connection(get_address_host_port(address), timeout=5).close()
+        return Client(address, timeout=5, set_as_default=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConnectionError(
-            f"no dask scheduler answers at {scheduler}; start one with 'dask scheduler', or give "
-            f"the address that it prints ({error})"
+            f"no dask scheduler answers at {scheduler} ({error}): give the address that "
+            "'dask scheduler' prints, such as tcp://host:8786, or its scheduler file"
         ) from error
 
 
@@ -164,7 +165,12 @@ def _local_cluster(workers: int) -> Any:
 
     gpus = _visible_gpus()
     here = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
-    common = here | {"nthreads": 1, "memory_limit": 0, "silence_logs": logging.CRITICAL}
+    common = here | {
+        "nthreads": 1,
+        "memory_limit": 0,
+        "silence_logs": logging.CRITICAL,
+        "preload": [__name__],  # dask calls `dask_setup` below
+    }
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     specifications = {}
     for number in range(workers):
@@ -177,6 +183,11 @@ def _local_cluster(workers: int) -> Any:
         scheduler={"cls": Scheduler, "options": here},
         silence_logs=logging.CRITICAL,
     )
+
+
+def dask_setup(_worker: Any) -> None:
+    """Let a worker ignore Control-C, which reaches all processes: the main one ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _visible_gpus() -> list[str]:

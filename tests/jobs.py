@@ -1,6 +1,7 @@
-"""Functions that the tests of `results` and `execution` run in other processes."""
+"""What the tests of `results` and `execution` share; much of it runs in other processes."""
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -85,6 +86,36 @@ def distribute():
     with open_executor(workers=2) as executor:
         for outcome in map_tasks(slow_square, list(range(1000)), executor=executor):
             print(outcome.index, flush=True)
+
+
+def python(*arguments, **options):
+    """Start this module as a program, with the same packages in reach."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    command = [sys.executable, __file__, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, **options)
+
+
+def until(condition, seconds=30):
+    """Wait for a condition."""
+    for _ in range(int(seconds / 0.02)):
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it did not come to pass")
+
+
+def same(a, b):
+    """Bit for bit the same arrays, with the same names, dimensions and types."""
+    assert set(a.variables) == set(b.variables)
+    assert set(a.coords) == set(b.coords)
+    for name in a.variables:
+        x, y = a[name], b[name]
+        assert x.dims == y.dims
+        if x.dtype.kind in "OUT":
+            assert x.values.tolist() == y.values.tolist()
+        else:
+            assert (x.dtype, x.values.tobytes()) == (y.dtype, y.values.tobytes())
+    return True
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,35 +15,19 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import h5py
-import jobs
 import numpy as np
 import pytest
 import xarray as xr
 from archives import make_v1
 from filelock import FileLock
 from hypothesis import given, settings, strategies as st
-from jobs import PLAN, VALUES, squares, sweep
+from jobs import PLAN, VALUES, python, same, squares, sweep, until
 
-import landscape
 from landscape import results
 from landscape.execution import Outcome, WorkerLost
 from landscape.results import STATUS, ResultError, dataset, load, problems, provenance, save
 
 PENDING, OK, NONFINITE, FAILED = range(4)
-
-
-def same(a, b):
-    """Bit for bit the same arrays, with the same names, dimensions and types."""
-    assert set(a.variables) == set(b.variables)
-    assert set(a.coords) == set(b.coords)
-    for name in a.variables:
-        x, y = a[name], b[name]
-        assert x.dims == y.dims
-        if x.dtype.kind in "OUT":
-            assert x.values.tolist() == y.values.tolist()
-        else:
-            assert (x.dtype, x.values.tobytes()) == (y.dtype, y.values.tobytes())
-    return True
 
 
 def assert_clean(folder):
@@ -656,22 +639,6 @@ def test_another_schema_version_is_another_plan(tmp_path, monkeypatch):
 
 
 # Other processes ----------------------------------------------------------------------------------
-
-
-def python(*arguments):
-    """Start this Python on the module `jobs`, with the same packages in reach."""
-    folders = [Path(jobs.__file__).parent, Path(landscape.__file__).parent.parent]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
-    return subprocess.Popen([sys.executable, jobs.__file__, *map(str, arguments)], env=environment)
-
-
-def until(condition, seconds=30):
-    """Wait for a condition."""
-    for _ in range(int(seconds / 0.02)):
-        if condition():
-            return
-        time.sleep(0.02)
-    raise AssertionError("it did not come to pass")
 
 
 def test_a_killed_sweep_goes_on_and_a_second_writer_is_refused_before(tmp_path):
