@@ -155,7 +155,7 @@ def test_points_that_are_not_finite_end_with_four(folder, capsys):
     torch.save(state | {"3.bias": torch.full((3,), torch.inf)}, "mlp-b.pt")
     more = ("--task-args", '{"name": "mlp"}')
     assert line(*more, name="mlp") == 3
-    assert "non-finite values: 3.bias" in capsys.readouterr().err.replace("\n", " ")
+    assert "infinite values: 3.bias" in capsys.readouterr().err
     assert line(*more, "--allow-nonfinite", name="mlp") == 4
     assert "non-finite" in capsys.readouterr().err
     assert run("validate", "line.h5") == 4
@@ -216,7 +216,7 @@ def test_a_folder_that_is_read_only_is_refused(folder, capsys, monkeypatch):
         (lambda path: path.write_bytes(b""), "empty"),
         (lambda path: path.write_text("epoch,loss\n1,2.3\n"), "residual-b.pt"),
         (lambda path: path.write_bytes(path.read_bytes()[:-600]), "residual-b.pt"),
-        (lambda path: torch.save(CASES["mlp"].states(1)[0], path), "missing (27): stem.0.weight"),
+        (lambda path: torch.save(CASES["mlp"].states(1)[0], path), "missing (23): stem.0.weight"),
     ],
 )
 def test_checkpoints_that_cannot_be_read_are_refused(folder, capsys, break_it, words):
