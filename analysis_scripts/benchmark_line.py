@@ -90,7 +90,8 @@ def compare(
     first = time.perf_counter() - start
     ours = partial(interpolate, ready, a, b, points=points, batch_norm="keep")
     seconds = {key: float("inf") for key in ("ours", *runs)}
-    for _, (key, run) in itertools.product(range(repeats), [("ours", ours), *runs.items()]):
+    all_runs: list[tuple[str, Callable[[], object]]] = [("ours", ours), *runs.items()]
+    for _, (key, run) in itertools.product(range(repeats), all_runs):
         start = time.perf_counter()
         run()
         synchronise(device)

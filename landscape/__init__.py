@@ -23,15 +23,11 @@ _MODULES = ["checkpoints", "datasets", "models", "plots"]  # `checkpoints` can a
 __all__ = [*_HOME, *_MODULES, "__version__"]
 
 if TYPE_CHECKING:
-    from landscape import (
-        checkpoints as checkpoints,
-        datasets as datasets,
-        models as models,
-        plots as plots,
-    )
+    from landscape import datasets as datasets, models as models, plots as plots
     from landscape.analyses.interpolation import barrier as barrier, interpolate as interpolate
     from landscape.checkpoints import (
         Checkpoint as Checkpoint,
+        checkpoints as checkpoints,
         load_state as load_state,
         save_checkpoint as save_checkpoint,
     )

@@ -1,42 +1,43 @@
 """How does a file that training left behind become a `State`, and a folder of them a trajectory?
 
-Read are zip and legacy files of `torch.save`, safetensors (single and sharded), folders of the
-Hugging Face Trainer and accelerate, and folders of `torch.distributed.checkpoint`. Pickles are
-read with `weights_only=True` and a fixed list of harmless classes; there is no way around it.
-The checksums of zip files are verified. Legacy files, safetensors and the metadata of distributed
-folders carry none: for those, compare `sha256`.
+`formats` says which files can be read and how; here the names are put right, folders of checkpoints
+are ordered, and our own checkpoints are saved.
 """
 
-import argparse
-import datetime
-import difflib
 import hashlib
-import io
-import json
 import logging
 import operator
 import os
-import pathlib
-import pickle
 import re
 import sys
-import threading
 import types
 import uuid
-import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
+from landscape.formats import (
+    SHARD,
+    CheckpointError,
+    listed,
+    not_found,
+    read,
+    refusing,
+    resolve,
+    weight_files,
+)
 from landscape.states import State, match, weight_names
+
+__all__ = [
+    "Checkpoint", "CheckpointError", "checkpoints", "describe", "load_state", "save_checkpoint",
+    "sha256",
+]  # fmt: skip
 
 SUFFIXES = (".pth.tar", ".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 WRAPPERS = ("module", "_orig_mod")  # of DDP, DataParallel and AveragedModel; of torch.compile
@@ -49,10 +50,6 @@ STEP_RULES = (
 )
 
 logger = logging.getLogger("landscape")
-
-
-class CheckpointError(ValueError):
-    """All that can be wrong with a checkpoint: what was found and expected, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -105,17 +102,17 @@ def checkpoints(
     Raises `CheckpointError` if none is found, a step cannot be read, or two have the same step.
     """
     directory = Path(directory)
-    with _refusing(directory):
+    with refusing(directory):
         if not directory.is_dir():
-            missing = "" if directory.exists() else _missing(directory)
-            raise CheckpointError(missing or "expected a folder; load_state reads a single file.")
+            expected = "expected a folder; load_state reads a single file."
+            raise CheckpointError(expected if directory.exists() else not_found(directory))
         groups: dict[int, list[Path]] = {}
         for path, step in _steps(directory, pattern).items():
             groups.setdefault(step, []).append(path)
         for step, paths in groups.items():
             groups[step] = [p for p in paths if not p.name.startswith("last-")] or paths
             if len(groups[step]) > 1:
-                names = _listed(path.name for path in groups[step])
+                names = listed(path.name for path in groups[step])
                 raise CheckpointError(f"several checkpoints have step {step}: {names}.\n{_ADVICE}")
         return [Checkpoint(paths[0], step, key) for step, paths in sorted(groups.items())]
 
@@ -161,8 +158,8 @@ def sha256(path: str | os.PathLike[str]) -> str:
     Raises `CheckpointError` if there is no checkpoint.
     """
     path = Path(path)
-    with _refusing(path):
-        files = _resolve(path)[1]
+    with refusing(path):
+        files = resolve(path)[1]
         digests = []
         for part in files:
             with part.open("rb") as file:
@@ -207,10 +204,10 @@ def _load(
     allow_nonfinite: bool = False,
 ) -> tuple[State, dict[str, Any]]:
     """The state, and how it was read."""
-    with _refusing(path):
-        form, files = _resolve(path)
+    with refusing(path):
+        form, files = resolve(path)
         with _unchanging(files):
-            key, found = _read(form, files, key)
+            key, found = read(form, files, key)
         _check_plain(found)
         names = _names(list(found), model, strip_prefix)
         state: State = {new: found[old].detach() for old, new in names.items()}
@@ -219,9 +216,9 @@ def _load(
             state = _match(state, model, patterns)
         if not allow_nonfinite and (bad := _nonfinite(state)):
             raise CheckpointError(
-                f"{len(bad)} tensors hold NaN or infinite values: {_listed(bad, 5)}. Take an "
-                "earlier checkpoint, or load it all the same with allow_nonfinite=True "
-                "(--allow-nonfinite)."
+                f"{len(bad)} of {len(state)} tensors hold NaN or infinite values: "
+                f"{listed(bad, 5)}. Take an earlier checkpoint, or load it all the same with "
+                "allow_nonfinite=True (--allow-nonfinite)."
             )
     rules = _rules(names, len(found))
     done = ", ".join(f"{rule} ({count} names)" for rule, count in rules.items())
@@ -230,26 +227,6 @@ def _load(
     )
     size = sum(file.stat().st_size for file in files)
     return state, {"format": form, "size": size, "key": key, "renamed": rules}
-
-
-@contextmanager
-def _refusing(path: Path) -> Iterator[None]:
-    """Turn whatever a bad file raises into a CheckpointError that names it."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:
-        place = str(path)
-        with suppress(OSError):
-            place += f" ({path.stat().st_size:,} bytes)" if path.is_file() else ""
-        if isinstance(error, CheckpointError):
-            raise CheckpointError(f"{place}: {error}") from error.__cause__ or error
-        reason = f"{type(error).__name__}: {str(error).strip() or 'no text'}".splitlines()[0]
-        raise CheckpointError(
-            f"{place}: cannot be read as a checkpoint ({reason[:300]}). It is damaged, cut short "
-            "or of an unknown format: copy it again from where it was written."
-        ) from error
 
 
 @contextmanager
@@ -277,7 +254,7 @@ def _check_plain(state: State) -> None:
     """Refuse tensors whose values are elsewhere or nowhere."""
     for name, tensor in state.items():
         if type(tensor).__module__.startswith("torch.distributed"):
-            raise CheckpointError(f"{name} is a {type(tensor).__name__}: {_SHARD}")
+            raise CheckpointError(f"{name} is a {type(tensor).__name__}: {SHARD}")
         if tensor.is_meta or tensor.layout != torch.strided:
             raise CheckpointError(
                 f"{name} is on {tensor.device} with layout {tensor.layout}, expected a dense "
@@ -290,7 +267,7 @@ def _match(state: State, model: nn.Module, allow_missing: Collection[str]) -> St
         return match(state, model, allow_missing=allow_missing)
     except ValueError as error:
         first = Counter(name.partition(".")[0] + "." for name in state if "." in name)
-        parts = _listed(f"{part} ({count})" for part, count in first.items())
+        parts = listed(f"{part} ({count})" for part, count in first.items())
         raise CheckpointError(
             f"{error}\nThe names begin with {parts or 'no prefix'}. "
             "strip_prefix= (--strip-prefix) takes the entries under one prefix, "
@@ -310,315 +287,6 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
 
 
-def _missing(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"does not exist, nor does the folder {path.parent}."
-    names = [entry.name for entry in path.parent.iterdir()]
-    close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.4)
-    return f"does not exist. Closest names in the folder: {_listed(close) or 'none'}."
-
-
-def _listed(names: Iterable[str], count: int = 10) -> str:
-    names = list(names)
-    return ", ".join(names[:count]) + (f", ... ({len(names)} in all)" if len(names) > count else "")
-
-
-# Which files, in which format
-
-
-def _resolve(path: Path) -> tuple[str, list[Path]]:
-    """The format of a checkpoint and the files that hold it."""
-    if not path.exists():
-        raise CheckpointError(_missing(path))
-    if path.name.endswith(".index.json"):
-        shards = sorted(set(_weight_map(path).values()))
-        if lost := [n for n in shards if Path(n).name != n or not (path.parent / n).is_file()]:
-            raise CheckpointError(
-                f"of the {len(shards)} shards in {path.name}, not in the folder: {_listed(lost)}. "
-                "Copy them again."
-            )
-        return "sharded", [path, *(path.parent / name for name in shards)]
-    if path.is_file():
-        return _format(path), [path]
-    if (path / ".metadata").is_file():
-        return "distributed", [path / ".metadata", *sorted(path.glob("*.distcp"))]
-    weights = _weights(path)
-    if len(weights) == 1:
-        return _resolve(weights[0])
-    if weights:
-        names = _listed(file.name for file in weights)
-        raise CheckpointError(f"holds several files of weights: {names}. Name one of them.")
-    seen = _listed(sorted(entry.name for entry in path.iterdir()))
-    raise CheckpointError(
-        "expected a folder with model.safetensors, the index of its shards, pytorch_model.bin or "
-        f"the .metadata of torch.distributed.checkpoint; found {seen or 'nothing'}. The save was "
-        "not finished, or not copied whole. A folder of many checkpoints is for checkpoints()."
-    )
-
-
-def _weights(folder: Path) -> list[Path]:
-    """The file or index that holds a folder's weights; several if they compete."""
-    for name in ("*.safetensors", "pytorch_model*.bin"):
-        files = [*folder.glob(name), *folder.glob(f"{name}.index.json")]
-        if whole := sorted(f for f in files if not re.search(r"-\d+-of-\d+\.\w+$", f.name)):
-            return whole
-    return []
-
-
-def _format(path: Path) -> str:
-    with path.open("rb") as file:
-        head = file.read(64)
-    if not head:
-        raise CheckpointError("the file is empty: writing it was cut short. Copy it again.")
-    if head.startswith(b"PK\x03\x04"):
-        return "zip"
-    if head.startswith(b"\x80"):
-        return "legacy"
-    text = " ".join(head.decode(errors="ignore").split())
-    if text.isprintable() and text:
-        raise CheckpointError(
-            f"this is a text file (it begins {text[:40]!r}), expected weights. If it came by git "
-            "or from the web, it may be a Git LFS pointer (`git lfs pull`) or an error page."
-        )
-    if path.suffix == ".safetensors" or head[8:9] == b"{":
-        return "safetensors"
-    raise CheckpointError(
-        f"begins with {head[:8]!r}, expected a file of torch.save or safetensors. "
-        "It is damaged or of another format: save a state_dict with torch.save."
-    )
-
-
-# Reading
-
-
-def _read(form: str, files: list[Path], key: str | None) -> tuple[str | None, State]:
-    """The key of the state and its tensors under the names in the file."""
-    if form == "distributed":
-        return _read_distributed(files[0], key)
-    place, state = _select(_read_shards(files) if form == "sharded" else _read_file(files[0]), key)
-    return ".".join(place) or None, state
-
-
-def _read_file(path: Path) -> object:
-    if _format(path) == "safetensors":
-        # cloned, because safetensors maps the file, which may change later
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    with path.open("rb") as file:
-        return _read_torch(file)
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    return json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-
-
-def _read_shards(files: list[Path]) -> State:
-    weight_map = _weight_map(files[0])
-    state: dict[str, Tensor] = {}
-    for path in files[1:]:
-        with _refusing(path):
-            shard = _select(_read_file(path), None)[1]
-            listed = {name for name, file in weight_map.items() if file == path.name}
-            if wrong := listed ^ set(shard):
-                raise CheckpointError(
-                    f"the index and this shard disagree on {_listed(sorted(wrong))}. "
-                    "Copy the index and all shards again from one save."
-                )
-            state |= shard
-    return {name: state[name] for name in weight_map}
-
-
-def _read_torch(file: BinaryIO) -> object:
-    """What `torch.save` wrote to a zip, verified by its checksums, or to a legacy stream."""
-    if file.read(4) == b"PK\x03\x04":
-        _check_zip(file)
-    file.seek(0)
-    with _LOCK, torch.serialization.safe_globals(_ALLOWED):
-        try:
-            return torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            if wanted := _unsafe_globals(file, error):
-                raise CheckpointError(_refusal(wanted)) from error
-            raise
-
-
-def _check_zip(file: BinaryIO) -> None:
-    try:
-        archive = zipfile.ZipFile(file)
-    except zipfile.BadZipFile as error:
-        raise CheckpointError(
-            "the file ends early: the table at the end of the zip is missing or damaged. It is "
-            "still being written or was not copied whole; copy it again."
-        ) from error
-    names = [name.rpartition("/")[2] for name in archive.namelist()]
-    if "constants.pkl" in names or "data.pkl" not in names:
-        raise CheckpointError(
-            f"a zip that torch.save did not write (TorchScript, npz?); it holds {_listed(names)}. "
-            "Save model.state_dict() with torch.save."
-        )
-    # torch takes an entry with the mark of a folder for empty, and leaves its tensor unset
-    marked = (i.filename for i in archive.infolist() if i.external_attr & 0x10 and i.file_size)
-    if damaged := archive.testzip() or next(marked, None):
-        raise CheckpointError(
-            f"{damaged} fails its checksum: bits of the file have changed. Copy it again from "
-            "where it was written, or take another checkpoint."
-        )
-
-
-def _unsafe_globals(file: BinaryIO, error: Exception) -> list[str]:
-    """The classes and functions, not on the list, that a pickle wants to call."""
-    named = re.findall(r"GLOBAL ([\w.]+)", str(error))
-    try:
-        file.seek(0)
-        named += torch.serialization.get_unsafe_globals_in_checkpoint(file)
-    except Exception as other:  # legacy streams cannot be listed
-        logger.debug("cannot list the globals of the file: %s", other)
-    return sorted(set(named))
-
-
-def _refusal(wanted: list[str]) -> str:
-    text = f"it wants to call {_listed(wanted)}; expected only tensors and plain values. "
-    if any(name.startswith("torch.distributed") for name in wanted):
-        return text + _SHARD
-    weights = 'checkpoint["state_dict"]'
-    if any(name.startswith("torch.nn.") for name in wanted):
-        text += "This is a whole pickled model. "
-        weights = "checkpoint.state_dict()"
-    return (
-        f"{text}Nothing of it was run. Save model.state_dict() instead; a file that you made "
-        "yourself can be converted (this runs the code in it):\n"
-        "    import torch\n"
-        '    checkpoint = torch.load("old.pt", map_location="cpu", weights_only=False)\n'
-        f'    torch.save({weights}, "weights.pt")'
-    )
-
-
-def _select(tree: object, key: str | None) -> tuple[tuple[str, ...], State]:
-    """The one mapping of names to tensors within what a file holds, and its place."""
-    found = list(_candidates(tree))
-    # a mapping of single numbers (metrics) is no rival of one with weights
-    large = [(place, state) for place, state in found if any(t.ndim for t in state.values())]
-    called = [(place, state) for place, state in found if ".".join(place) == key]
-    chosen = called if key else large or found
-    if len(chosen) == 1:
-        return chosen[0]
-    lines = [
-        f"  {'.'.join(place) or '(top level)'}: {len(state)} tensors, "
-        f"{sum(tensor.numel() for tensor in state.values()):,} values"
-        for place, state in found
-    ]
-    if not lines and isinstance(tree, Mapping):
-        lines = ["  " + (_listed(f"{k}: {type(v).__name__}" for k, v in tree.items()) or "{}")]
-    raise CheckpointError(
-        f"expected one mapping of names to tensors{f' with the key {key!r}' if key else ''}, "
-        "found\n" + ("\n".join(lines) or f"  a {type(tree).__name__}") + "\n"
-        "Choose with key= (--state-key), or save model.state_dict() by itself."
-    )
-
-
-def _candidates(
-    tree: object, place: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """Every nested mapping of names to tensors, but for the state of optimizers."""
-    if not isinstance(tree, Mapping) or any(str(name).startswith("param_groups") for name in tree):
-        return
-    tensors = {n: t for n, t in tree.items() if isinstance(n, str) and isinstance(t, Tensor)}
-    if all(name in tensors or str(name).endswith("_extra_state") for name in tree):
-        if any(tensor.is_floating_point() for tensor in tensors.values()):
-            yield place, tensors
-        return
-    for name, value in tree.items():
-        if isinstance(name, str) and name != "optim" and not name.startswith("optimizer"):
-            yield from _candidates(value, (*place, name))
-
-
-# Folders of torch.distributed.checkpoint
-
-
-def _read_distributed(metadata_file: Path, key: str | None) -> tuple[str | None, State]:
-    """Choose the state by the metadata alone, then read its tensors piece by piece.
-
-    The loader of torch is not used: it reads the metadata and all that is no tensor with an
-    unrestricted pickle, and verifies no checksum.
-    """
-    with metadata_file.open("rb") as file:
-        metadata = _MetadataUnpickler(file).load()
-    tree: dict[str, Any] = {}
-    names = {}
-    for name, entry in metadata.state_dict_metadata.items():
-        *path, last = (str(part) for part in (metadata.planner_data or {}).get(name, (name,)))
-        names[*path, last] = name
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[last] = None
-        if hasattr(entry, "chunks"):
-            node[last] = torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
-    place, state = _select(tree, key)
-    return ".".join(place) or None, {
-        name: _assemble(metadata_file.parent, names[*place, name], metadata) for name in state
-    }
-
-
-def _assemble(folder: Path, name: str, metadata: Any) -> Tensor:
-    """One tensor from its pieces, each of which is a zip of its own in one of the files."""
-    from torch.distributed.checkpoint.metadata import MetadataIndex
-
-    entry = metadata.state_dict_metadata[name]
-    tensor = torch.empty(entry.size, dtype=entry.properties.dtype)
-    num_read = 0
-    for chunk in entry.chunks:
-        info = metadata.storage_data[MetadataIndex(name, chunk.offsets)]
-        file = folder / info.relative_path
-        if file.parent != folder or not file.is_file():
-            raise CheckpointError(
-                f"the shard {info.relative_path}, which holds {name}, is not in the folder. "
-                "Copy the files of all ranks into one folder."
-            )
-        with file.open("rb") as stream:
-            stream.seek(info.offset)
-            data = stream.read(info.length)
-        with _refusing(file):
-            if len(data) < info.length:
-                end = info.offset + info.length
-                raise CheckpointError(f"ends early: {name} needs {end:,} bytes. Copy it again.")
-            piece = _read_torch(io.BytesIO(data))
-            if not isinstance(piece, Tensor) or piece.shape != chunk.sizes:
-                raise CheckpointError(f"expected a piece of {name} with shape {chunk.sizes}.")
-        place = zip(chunk.offsets, chunk.sizes, strict=True)
-        tensor[tuple(slice(start, start + size) for start, size in place)] = piece
-        num_read += piece.numel()
-    if num_read != tensor.numel():
-        raise CheckpointError(
-            f"the pieces of {name} have {num_read:,} values, expected {tensor.numel():,}. "
-            "Copy the checkpoint again."
-        )
-    return tensor
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """Reads pickles of the metadata classes and of nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.startswith("pathlib") and name in ("PosixPath", "WindowsPath"):
-            return pathlib.PurePath
-        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if is_dtype or re.fullmatch(_METADATA, f"{module}:{name}"):
-            return super().find_class(module, name)
-        raise CheckpointError(
-            f"its .metadata wants to call {module}.{name}, which no checkpoint needs. Nothing of "
-            "it was run; do not trust this folder."
-        )
-
-
-_METADATA = (
-    r"torch:Size|torch\.serialization:_get_layout"
-    r"|torch\.distributed\.checkpoint\.filesystem:_StorageInfo"
-    r"|torch\.distributed\.checkpoint\.metadata:((Bytes|Chunk|Tensor)StorageMetadata|Metadata"
-    r"|MetadataIndex|StorageMeta|TensorProperties|_MEM_FORMAT_ENCODING)"
-)
-
-
 # Names
 
 
@@ -629,7 +297,7 @@ def _names(found: list[str], model: nn.Module | None, strip_prefix: str | None) 
         prefix = strip_prefix.rstrip(".") + "."
         raw = _strip(raw, prefix) or _strip({name: _clean(name) for name in found}, prefix)
         if not raw:
-            raise CheckpointError(f"no name begins with {prefix!r}; the names are {_listed(found)}")
+            raise CheckpointError(f"no name begins with {prefix!r}; the names are {listed(found)}")
     clean = {o: _clean(n) for o, n in raw.items() if n.rpartition(".")[2] != "n_averaged"}
     own = model.state_dict() if model is not None else {}
     expected = {name: name for name, value in own.items() if isinstance(value, Tensor)}
@@ -694,7 +362,7 @@ def _steps(directory: Path, pattern: str | None) -> dict[Path, int]:
         steps = _read_steps(_visible(directory.glob(pattern)) if pattern else _usual(directory))
     if not steps:
         wanted = f"matches {pattern!r}" if pattern else "is a checkpoint with a step in its name"
-        seen = _listed(sorted(path.name for path in directory.iterdir())) or "nothing"
+        seen = listed(sorted(path.name for path in directory.iterdir())) or "nothing"
         raise CheckpointError(f"nothing here {wanted}; found {seen}.\n{_ADVICE}")
     return steps
 
@@ -705,7 +373,7 @@ def _read_steps(paths: list[Path]) -> dict[Path, int]:
         steps = {path: step for path in paths if (step := _step(rule, path)) is not None}
         if len(steps) == len(paths):
             return steps
-    names = _listed(path.name for path in paths)
+    names = listed(path.name for path in paths)
     raise CheckpointError(f"no rule reads a step from each of {names}.\n{_ADVICE}")
 
 
@@ -732,7 +400,7 @@ def _usual(directory: Path) -> list[Path]:
 
 def _is_checkpoint(folder: Path) -> bool:
     called = re.fullmatch(r"checkpoint-\d+", folder.name)
-    return bool(called or (folder / ".metadata").is_file() or _weights(folder))
+    return bool(called or (folder / ".metadata").is_file() or weight_files(folder))
 
 
 _ADVICE = (
@@ -756,42 +424,6 @@ def _compact(state: State) -> dict[str, Tensor]:
             copies[place] = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
         compact[name] = copies[place]
     return compact
-
-
-_SHARD = (
-    "This is the part of one process, without the others. Save the whole with "
-    "torch.distributed.checkpoint.save and give its folder, or gather it first with "
-    "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))."
-)
-
-# What a pickle may hold besides tensors and plain values
-
-_LOCK = threading.Lock()  # safe_globals changes a list of the whole process
-
-_NUMPY: list[Any] = [np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]]
-
-_ALLOWED: list[Any] = [
-    argparse.Namespace,
-    datetime.date,
-    datetime.datetime,
-    datetime.time,
-    datetime.timedelta,
-    datetime.timezone,
-    *(
-        (getattr(pathlib, f"Pure{name}"), f"{module}.{prefix}{name}")
-        for name in ("PosixPath", "WindowsPath")
-        for module in ("pathlib", "pathlib._local")  # before and since Python 3.13
-        for prefix in ("", "Pure")
-    ),
-    np.ndarray,
-    np.dtype,
-    *(type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFDGSUMm"),
-    *(
-        (function, f"numpy.{core}.multiarray.{function.__name__}")
-        for function in _NUMPY
-        for core in ("_core", "core")  # since and before numpy 2
-    ),
-]
 
 
 class _Module(types.ModuleType):
