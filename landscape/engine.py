@@ -335,21 +335,24 @@ def quiet_vmap() -> Iterator[None]:
 @contextmanager
 def exact_arithmetic() -> Iterator[None]:
     """No gradients, no autocast, no TF32, deterministic cuDNN; the user's settings come back."""
-    precision = torch.get_float32_matmul_precision()
-    cudnn = torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    )
-    with (
-        torch.inference_mode(),
-        torch.autocast("cuda", enabled=False),
-        torch.autocast("cpu", enabled=False),
-        cudnn,
-    ):
-        torch.set_float32_matmul_precision("highest")
-        try:
+    backends = torch.backends
+    operations = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+    operations += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
+    wanted = [(operation, "fp32_precision", "ieee") for operation in operations]
+    wanted += [(backends.cudnn, "deterministic", True), (backends.cudnn, "benchmark", False)]
+    found = [(place, name, getattr(place, name)) for place, name, _ in wanted]
+    try:
+        for place, name, value in wanted:
+            setattr(place, name, value)
+        with (
+            torch.inference_mode(),
+            torch.autocast("cuda", enabled=False),
+            torch.autocast("cpu", enabled=False),
+        ):
             yield
-        finally:
-            torch.set_float32_matmul_precision(precision)
+    finally:
+        for place, name, value in found:
+            setattr(place, name, value)
 
 
 # --- choosing -------------------------------------------------------------------------------------

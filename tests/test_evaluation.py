@@ -1,5 +1,7 @@
 import copy
 import random
+import subprocess
+import sys
 import warnings
 from functools import partial
 
@@ -204,6 +206,32 @@ def test_random_states_and_settings_come_back_after_an_error():
         assert torch.is_grad_enabled()
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "torch.set_float32_matmul_precision('medium')",
+        "torch.backends.cuda.matmul.allow_tf32 = True",
+        "torch.backends.cudnn.allow_tf32 = False",
+        "torch.backends.fp32_precision = 'tf32'",
+    ],
+)
+def test_settings_of_precision_come_back_whichever_way_they_were_made(setting):
+    code = f"""
+import torch
+from landscape.engine import exact_arithmetic
+{setting}
+b = torch.backends
+places = [b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.matmul, b.mkldnn.conv, b.mkldnn.rnn]
+before = [place.fp32_precision for place in places]
+with exact_arithmetic():
+    assert all(place.fp32_precision == 'ieee' for place in places)
+    assert b.cudnn.deterministic and torch.is_inference_mode_enabled()
+assert before == [place.fp32_precision for place in places]
+assert not b.cudnn.deterministic
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
 def test_a_skeleton_on_the_meta_device_is_enough():
