@@ -335,10 +335,10 @@ def quiet_vmap() -> Iterator[None]:
 @contextmanager
 def exact_arithmetic() -> Iterator[None]:
     """No gradients, no autocast, no TF32, deterministic cuDNN; the user's settings come back."""
-    backends = torch.backends
+    backends: Any = torch.backends
     operations = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
     operations += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
-    wanted = [(operation, "fp32_precision", "ieee") for operation in operations]
+    wanted: list[tuple[Any, str, Any]] = [(op, "fp32_precision", "ieee") for op in operations]
     wanted += [(backends.cudnn, "deterministic", True), (backends.cudnn, "benchmark", False)]
     found = [(place, name, getattr(place, name)) for place, name, _ in wanted]
     try:

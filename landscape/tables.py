@@ -13,19 +13,22 @@ KINDS = ("chord", "mean", "max")
 
 
 def barrier_table(result: xr.Dataset) -> str:
-    """The ends of a path, and its barriers by each definition: height, interval, position."""
+    """The ends of a path, and its barriers by each definition: height, interval, position.
+
+    Behind the values at the ends, in brackets, those with the checkpoints' own statistics.
+    """
     barriers = {kind: barrier(result, kind) for kind in KINDS}
     measures = [str(n) for n in barriers["chord"] if f"{n}_position" in barriers["chord"]]
     splits = result["split"].values.tolist() if "split" in result.dims else [None]
-    rows = [["", "start", "end", *(f"barrier ({kind})" for kind in KINDS), "at t"]]
+    rows = [["", "start (own)", "end (own)", *(f"barrier ({kind})" for kind in KINDS), "at t"]]
     for measure in measures:
         for split in splits:
             where = {} if split is None else {"split": split}
-            start, end = (float(result[measure].sel(t=t, **where)) for t in (0.0, 1.0))
+            ends = [_end(result.sel(t=t, **where), measure) for t in (0.0, 1.0)]
             heights = [_height(barriers[kind].sel(where), measure) for kind in KINDS]
             position = float(barriers["chord"][f"{measure}_position"].sel(where))
             name = measure if split is None else f"{split} {measure}"
-            rows.append([name, f"{start:.4f}", f"{end:.4f}", *heights, f"{position:.2f}"])
+            rows.append([name, *ends, *heights, f"{position:.2f}"])
     return table(rows)
 
 
@@ -62,6 +65,10 @@ def table(rows: Sequence[Sequence[str]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
+
+
+def _end(point: xr.Dataset, measure: str) -> str:
+    return f"{float(point[measure]):.4f} ({float(point[f'own_{measure}']):.4f})"
 
 
 def _height(barriers: xr.Dataset, measure: str) -> str:
