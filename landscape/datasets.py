@@ -10,7 +10,6 @@ splits is computed from the training images. Draws come from a local generator.
 
 import codecs
 import gzip
-import hashlib
 import math
 import pickle
 import struct
@@ -122,18 +121,6 @@ class Batches:
         index = torch.as_tensor(indices, device=self.inputs.device)
         index = index if index.numel() else index.long()
         return replace(self, inputs=self.inputs[index], targets=self.targets[index])
-
-
-def sha256(batches: Batches) -> str:
-    """Hexadecimal SHA-256 over dtype, shape and bytes of inputs and targets, as they are stored.
-
-    It depends neither on the batch size nor on device or memory format.
-    """
-    digest = hashlib.sha256()
-    for tensor in (batches.inputs, batches.targets):
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def load(

@@ -110,16 +110,21 @@ def load_tasks(spec: str, arguments: Mapping[str, Any] | None = None) -> tuple[T
 
 
 def data_sha256(data: Iterable[tuple[Any, Any]]) -> str:
-    """SHA-256 over the data: of tensors in memory whatever their batches, else of all batches."""
-    if all(hasattr(data, name) for name in ("inputs", "targets")):
-        batches: Iterable[Any] = [(data.inputs, data.targets)]  # type: ignore[attr-defined]
-    else:
-        batches = data
+    """SHA-256 over dtypes, shapes and bytes of the data, as they are stored.
+
+    Tensors in memory (`datasets.Batches`) count whatever their batches and their device, together
+    with the transform; other data count batch by batch.
+    """
     digest = hashlib.sha256()
+    batches: Iterable[Any] = data
+    if all(hasattr(data, name) for name in ("inputs", "targets")):
+        batches = [(data.inputs, data.targets)]  # type: ignore[attr-defined]
+        if transform := getattr(data, "transform", None):  # a function, or an object with values
+            digest.update(getattr(transform, "__qualname__", repr(transform)).encode())
     with random_state_kept():
         for batch in batches:
             for tensor in tensors_in(batch):
-                digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+                digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
                 flat = tensor.detach().cpu().contiguous().reshape(-1)
                 digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -263,7 +263,7 @@ def test_results_that_cannot_be_read_are_refused(folder, capsys):
     Path("text.h5").write_text("not HDF5")
     for verb in (["plot", "text.h5", "-o", "a.pdf"], ["info", "text.h5"], ["validate", "none.h5"]):
         assert run(*verb) == 3
-    assert "cannot be read as a result in HDF5" in capsys.readouterr().err
+    assert "text.h5 (8 bytes) cannot be read as" in capsys.readouterr().err
 
 
 # --- interrupted ----------------------------------------------------------------------------------

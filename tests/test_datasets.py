@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 
 from landscape import datasets, models
 from landscape.datasets import Batches, Normalise
+from landscape.task import data_sha256
 
 
 def noise(*shape, seed=0):
@@ -91,12 +92,12 @@ def test_batches_refuses(num_inputs, targets, options, message):
         Batches(torch.zeros(num_inputs, 1), torch.tensor(targets), **options)
 
 
-def test_sha256_is_of_the_stored_bytes_alone():
+def test_sha256_is_of_the_stored_bytes_and_the_transform():
     images, labels = torch.tensor(noise(5, 3, 4, 4)), torch.arange(5)
-    reference = datasets.sha256(Batches(images, labels))
+    reference = data_sha256(Batches(images, labels))
     strided = images.contiguous(memory_format=torch.channels_last)
-    same = Batches(strided, labels, 2, Normalise((0.5,), (1.0,)), tuple("abcde"))
-    assert datasets.sha256(same) == reference
+    same = Batches(strided, labels, 2, classes=tuple("abcde"))
+    assert data_sha256(same) == reference
     other = images.clone()
     other[4, 2, 3, 3] ^= 1
     changed = [
@@ -104,14 +105,16 @@ def test_sha256_is_of_the_stored_bytes_alone():
         Batches(images, labels.flip(0)),
         Batches(images, labels.int()),
         Batches(images.reshape(5, 3, 2, 8), labels),
+        Batches(images, labels, transform=Normalise((0.5,), (1.0,))),
+        Batches(images, labels, transform=Normalise((0.5,), (2.0,))),
     ]
-    assert len({reference, *(datasets.sha256(b) for b in changed)}) == 5
+    assert len({reference, *(data_sha256(b) for b in changed)}) == 7
 
 
 def test_sha256_by_hand():
     batches = Batches(torch.tensor([[1, 2]], dtype=torch.uint8), torch.tensor([3]))
     text = b"torch.uint8 (1, 2)\n\x01\x02torch.int64 (1,)\n\x03" + bytes(7)
-    assert datasets.sha256(batches) == hashlib.sha256(text).hexdigest()
+    assert data_sha256(batches) == hashlib.sha256(text).hexdigest()
 
 
 # Normalise and splits -----------------------------------------------------------------------------
@@ -160,10 +163,10 @@ def test_digits_are_the_originals_split_into_disjoint_complete_halves():
 
 def test_the_split_depends_on_its_seed_alone():
     random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
-    first = datasets.sha256(datasets.digits())
+    first = data_sha256(datasets.digits())
     random.seed(2), np.random.seed(2), torch.manual_seed(2)  # noqa: NPY002
-    assert datasets.sha256(datasets.digits()) == first
-    assert datasets.sha256(datasets.digits(seed=1)) != first
+    assert data_sha256(datasets.digits()) == first
+    assert data_sha256(datasets.digits(seed=1)) != first
     assert abs(datasets.digits(test_share=0.5).num_examples - 898.5) <= 5  # half of each class
 
 
@@ -179,14 +182,14 @@ def test_loading_leaves_the_global_generators_alone():
 
 
 def test_load_is_the_reader_of_that_name(tmp_path):
-    assert datasets.sha256(datasets.load()) == datasets.sha256(datasets.digits())
+    assert data_sha256(datasets.load()) == data_sha256(datasets.digits())
     one = datasets.load("sklearn:digits", split="test", seed=3, batch_size=7, test_share=0.5)
     two = datasets.digits(split="test", seed=3, batch_size=7, test_share=0.5)
-    assert datasets.sha256(one) == datasets.sha256(two)
+    assert data_sha256(one) == data_sha256(two)
     assert one.batch_size == 7
     made = datasets.load("synthetic:num_examples=5,classes=3,size=16,difficulty=0.1", seed=2)
     same = datasets.synthetic(5, classes=3, size=16, difficulty=0.1, seed=2)
-    assert datasets.sha256(made) == datasets.sha256(same)
+    assert data_sha256(made) == data_sha256(same)
     images, labels = write_cifar10(tmp_path, "binary")["test"]
     assert_holds(datasets.load(f"cifar10:{tmp_path}", split="test"), images, labels)
 
@@ -604,7 +607,7 @@ def test_synthetic_examples_do_not_depend_on_how_many_are_drawn():
     assert torch.equal(few.inputs, many.inputs[:10])
     assert torch.equal(few.targets, many.targets[:10])
     assert few.transform == many.transform
-    assert datasets.sha256(few) == datasets.sha256(datasets.synthetic(10, size=16))
+    assert data_sha256(few) == data_sha256(datasets.synthetic(10, size=16))
     assert few.inputs.shape == (10, 3, 16, 16)
 
 
