@@ -138,8 +138,8 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset:
         result = xr.load_dataset(path, engine="h5netcdf")
     except Exception as error:  # damaged HDF5 raises nearly anything
         raise ResultError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read as a result in HDF5: "
-            f"{type(error).__name__}: {error}"
+            f"{path} ({path.stat().st_size} bytes) cannot be read as HDF5; it is damaged, or "
+            f"something else ({type(error).__name__}: {error})"
         ) from error
     version = result.attrs.get("schema_version")
     if version is None:
@@ -243,7 +243,7 @@ def _chunks(
     chunk: int,
     seconds: float,
     executor: Executor | None,
-) -> Generator[tuple[np.ndarray, xr.Dataset | BaseException]]:
+) -> Generator[tuple[np.ndarray, xr.Dataset | BaseException], None, None]:
     """Pairs of indices and what was computed for them; here in chunks that grow to `seconds`."""
     if executor is not None:
         parts = [pending[i : i + chunk] for i in range(0, len(pending), chunk)]
