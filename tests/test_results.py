@@ -604,8 +604,10 @@ def test_a_sweep_goes_on_after_an_exception(tmp_path, error):
     with pytest.raises(error):
         sweep(tmp_path / "r.h5", partial(raising_at, 7, error), chunk=2)
     assert_clean(tmp_path)
-    done = load(tmp_path / "r.h5")["status"] == OK
-    assert done.values.tolist() == [True] * 6 + [False] * 6
+    half = load(tmp_path / "r.h5")
+    assert half["status"].values.tolist() == [OK] * 6 + [PENDING] * 6
+    assert half["loss"][:, 6:].isnull().all()
+    assert half["name"][6:].values.tolist() == [""] * 6
     asked = []
     result = sweep(tmp_path / "r.h5", lambda t: asked.extend(t) or squares(t), chunk=2)
     assert asked == VALUES[6:].tolist()
