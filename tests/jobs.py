@@ -95,7 +95,7 @@ def python(*arguments, **options):
     return subprocess.Popen(command, env=environment, **options)
 
 
-def until(condition, seconds=30):
+def until(condition, seconds=90):
     """Wait for a condition."""
     for _ in range(int(seconds / 0.02)):
         if condition():

@@ -241,13 +241,16 @@ def test_a_worker_that_is_killed_costs_nothing(tmp_path):
 
 def interrupt(stop):
     """Stop a run in the middle; its exit code, what it wrote, and the processes it had."""
-    run = python("distribute", stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                 start_new_session=True, text=True)  # fmt: skip
-    run.stdout.readline()
-    pids = [run.pid, *(p.pid for p in psutil.Process(run.pid).children(recursive=True))]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with python("distribute", start_new_session=True, **pipes) as run:
+        try:
+            run.stdout.readline()
+            pids = [run.pid, *(p.pid for p in psutil.Process(run.pid).children(recursive=True))]
+            stop(run)
+            _, errors = run.communicate(timeout=90)
+        finally:
+            run.kill()
     assert len(pids) >= 3
-    stop(run)
-    _, errors = run.communicate(timeout=30)
     return run.returncode, errors, pids
 
 
@@ -255,7 +258,7 @@ def test_control_c_ends_every_process_without_noise():
     code, errors, pids = interrupt(lambda run: os.killpg(run.pid, signal.SIGINT))
     until(lambda: no_process(pids))
     assert code in (1, -signal.SIGINT)
-    assert errors.count("Traceback") == 1
+    assert errors.count("Traceback") == 1, errors
     assert errors.rstrip().endswith("KeyboardInterrupt")
 
 
