@@ -1,8 +1,8 @@
 """What are the loss and the metrics at many points? One pass over the data serves all of a chunk.
 
 `evaluate` takes a `Family` and coordinates, or a sequence of states. The weights of a chunk of
-points are one matrix product on the device; sums over examples are kept there in float64 and read
-back once for each chunk.
+points are mixed from the controls on the device; sums over examples are kept there in float64 and
+read back once for each chunk.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ from landscape.execution import map_tasks
 from landscape.families import Family, grid
 from landscape.normalisation import check_policy, recalibrate, statistics_names
 from landscape.results import STATUS, dataset
-from landscape.states import State, flatten, match, unflatten
+from landscape.states import State, match
 from landscape.task import PerExample, Task, random_state_kept, tasks_of, tensors_in
 
 
@@ -326,30 +326,37 @@ def _tensors(job: _Job, indices: NDArray[np.int64]) -> tuple[dict[str, Tensor], 
         )
     dtype, device = job.ready.dtype, job.ready.device
 
-    def mixed(names: Sequence[str], coefficients: NDArray[np.float64] | None) -> dict[str, Tensor]:
-        matrix = flatten(controls, names, dtype=dtype, device=device)
-        if coefficients is not None:
-            matrix = _product(torch.as_tensor(coefficients, dtype=dtype, device=device), matrix)
-        return unflatten(matrix, controls[0], names)
+    def at_points(
+        names: Sequence[str], coefficients: NDArray[np.float64] | None
+    ) -> dict[str, Tensor]:
+        found = {}
+        for name in names:
+            tensors = [control[name].detach().to(device, dtype) for control in controls]
+            found[name] = (
+                torch.stack(tensors) if coefficients is None else _mix(tensors, coefficients)
+            )
+        return found
 
-    stacked = mixed(weights, coefficients)
-    if statistics:
-        if job.policy == "keep" and coefficients is not None:
-            coefficients = np.eye(len(controls))[coefficients.argmax(1)]
-        stacked |= mixed(statistics, coefficients)
+    stacked = at_points(weights, coefficients)
+    if statistics and job.policy == "keep" and coefficients is not None:
+        coefficients = np.eye(len(controls))[coefficients.argmax(1)]
+    stacked |= at_points(statistics, coefficients)
     stacked |= {name: torch.stack([c[name] for c in controls]).to(device) for name in differing}
     return stacked, constants
 
 
-def _product(coefficients: Tensor, controls: Tensor) -> Tensor:
-    """The matrix product (n, m) @ (m, P), with rounding that does not depend on n.
+def _mix(tensors: Sequence[Tensor], coefficients: NDArray[np.float64]) -> Tensor:
+    """The product (n, m) @ (m, *shape) of coefficients and controls, one control after the other.
 
-    A matrix routine fuses or splits sums by the shapes it gets; then a point would differ in the
-    last bit with the chunk that it is in, and a resumed run from an uninterrupted one.
+    A matrix routine fuses or splits its sums by the shapes it gets; then a point would differ in
+    the last bit with the chunk that it is in, and a resumed run from an uninterrupted one.
     """
-    total = coefficients[:, :1] * controls[0]
-    for column, control in zip(coefficients.T[1:], controls[1:], strict=True):
-        total += column[:, None] * control
+    first = tensors[0]
+    columns = torch.as_tensor(coefficients.T, dtype=first.dtype, device=first.device)
+    shape = (-1, *[1] * first.ndim)
+    total = columns[0].view(shape) * first
+    for column, tensor in zip(columns[1:], tensors[1:], strict=True):
+        total += column.view(shape) * tensor
     return total
 
 

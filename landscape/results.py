@@ -80,13 +80,8 @@ def dataset(
 
 def provenance() -> dict[str, Any]:
     """What produced a result: versions, platform and the git revision of the working folder."""
-    packages = ("landscape", "torch", "numpy", "scipy", "xarray", "h5py")
-    versions = {}
-    for package in packages:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
     return {
-        "versions": versions | {"python": platform.python_version()},
+        "versions": {**_versions(), "python": platform.python_version()},
         "platform": platform.platform(),
         "git": _git_revision(),
     }
@@ -425,6 +420,16 @@ def _digest(plan: Mapping[str, Any]) -> str:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 70 else text[:67] + "..."
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Versions of the packages that numbers depend on; of those that are installed."""
+    versions = {}
+    for package in ("landscape", "torch", "numpy", "scipy", "xarray", "h5py"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
 
 
 @cache

@@ -43,19 +43,18 @@ def interpolate(
     policy: dict[str, Any] = {"batch_norm": batch_norm, "batch_norm_examples": batch_norm_examples}
     ready = prepare(task, family, **policy, **placing)
     result = evaluate(ready, family, t, **policy, **options)
-    measures = list(ready.tasks[0].measures())
-    own = result[measures].where(result["t"].isin([0.0, 1.0]))
     ends = [end for end in (0.0, 1.0) if end in t]
+    kept = result.sel(t=ends).transpose(..., "t")
     if result.attrs["batch_norm"] == "recalibrate" and ends:
         kept = evaluate(ready, [(a, b)[int(end)] for end in ends], batch_norm="keep")
-        for name in measures:
-            for state, end in enumerate(ends):
-                own[name].loc[{"t": end}] = kept[name].isel(state=state)
-    own = own.rename({name: f"own_{name}" for name in measures})
-    for name in measures:
-        own[f"own_{name}"].attrs = {"long_name": f"{name} with the checkpoint's own statistics"}
+    for name in ready.tasks[0].measures():
+        own = np.full(result[name].shape, np.nan)
+        for position, end in enumerate(ends):
+            own[..., t == end] = kept[name].values[..., position, None]
+        words = {"long_name": f"{name} with the checkpoint's own statistics"}
+        result[f"own_{name}"] = (result[name].dims, own, words)
     result["t"].attrs["long_name"] = "position t on the line"
-    return result.merge(own).assign_attrs(
+    return result.assign_attrs(
         title=f"Linear interpolation at {len(t)} points",
         analysis="interpolation",
         distance=distance(a, b),
