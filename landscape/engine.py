@@ -168,7 +168,7 @@ def some(examples: Examples, part: slice, layout: str, dtype: torch.dtype) -> Ex
 
 def to_device(tree: Any, device: torch.device) -> Any:
     """Move all tensors of a tree to the device."""
-    return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), tree)
+    return map_tensors(lambda tensor: tensor.to(device), tree)
 
 
 @dataclass(frozen=True)
@@ -529,6 +529,8 @@ def _seconds(model: nn.Module, head: Examples, strategy: Strategy, best: float) 
             times.append(once())
             if min(times) > 1.5 * best:
                 break
+    except torch.OutOfMemoryError:
+        return float("inf")
     except (RuntimeError, ValueError):
         if strategy.vectorised:  # not every model can be vmapped; every one can be looped
             return float("inf")

@@ -149,7 +149,7 @@ def prepare(
     with exact_arithmetic(), random_state_kept():
         raw = [read(one.data, where) for one in tasks]
         for one, examples in zip(tasks, raw, strict=True):
-            _check(one, state, examples, dtype)
+            _check(one, state, examples, where, dtype)
         for_moments = _spread(raw[_training(tasks)], batch_norm_examples)
         if strategy is None:
             largest = max(raw, key=lambda examples: examples.num)
@@ -423,49 +423,54 @@ def _padded(value: NDArray[np.float64], longest: int) -> NDArray[np.float64]:
 # --- checks ---------------------------------------------------------------------------------------
 
 
-def _check(task: Task, state: State, examples: Examples, dtype: torch.dtype) -> None:
-    """Try loss and metrics on a few examples, among them those with the extreme labels.
-
-    On the CPU, where a label out of range is an error that can be caught.
-    """
-    cpu = torch.device("cpu")
-    (model,) = replicate(task.model, 1, device=cpu, dtype=dtype, layout="contiguous")
+def _check(
+    task: Task, state: State, examples: Examples, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Try the model, the loss and the metrics on two examples."""
+    (model,) = replicate(task.model, 1, device=device, dtype=dtype, layout="contiguous")
     install(model, {name: state[name] for name in own_names(model) if name in state})
-    starts = {0}
+    call = caller(model)
+    part = some(examples, slice(0, 2), "contiguous", dtype)
+    inputs, targets = next(iter(part.batches(2)))
+    outputs, num = call(inputs), len(tensors_in(targets)[0])
+    if isinstance(outputs, Tensor) and outputs.ndim > 1:
+        _check_labels(task, call, outputs.shape[1], examples, dtype)
+    for name, measure in task.measures().items():
+        value = measure(outputs, targets)
+        if not isinstance(value, Tensor) or value.shape != (num,):
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"{name} of task {task.name!r} must give one value per example, shape "
+                f"({num},) for {num} examples, got {shape}; use reduction='none'"
+            )
+
+
+def _check_labels(
+    task: Task, call: Call, classes: int, examples: Examples, dtype: torch.dtype
+) -> None:
+    """Try an example of each label that is no number of an output, if there are any.
+
+    On the CPU, since an index out of range on a GPU ends the process; and only the loss can say
+    whether such a label is wrong (it may be one to ignore, or no class at all).
+    """
     labels = examples.targets
-    if isinstance(labels, Tensor) and not labels.is_floating_point() and labels.numel():
-        by_example = labels.reshape(len(labels), -1)
-        starts |= {int(by_example.amin(1).argmin()), int(by_example.amax(1).argmax())}
-    for start in sorted(starts):
-        start = max(0, min(start, examples.num - 2))
-        part = some(examples, slice(start, start + 2), "contiguous", dtype)
-        inputs, targets = to_device(next(iter(part.batches(2))), cpu)
-        num = len(tensors_in(targets)[0])
-        for name, value in _tried(task, caller(model), inputs, targets).items():
-            if not isinstance(value, Tensor) or value.shape != (num,):
-                shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(
-                    f"{name} of task {task.name!r} must give one value per example, shape "
-                    f"({num},) for {num} examples, got {shape}; use reduction='none'"
-                )
-
-
-def _tried(task: Task, call: Call, inputs: Any, targets: Any) -> dict[str, Tensor]:
-    """Loss and metrics of a batch; an error over labels out of range says so."""
-    outputs = call(inputs)
-    try:
-        return {name: measure(outputs, targets) for name, measure in task.measures().items()}
-    except (IndexError, RuntimeError) as error:
-        classes = outputs.shape[1] if isinstance(outputs, Tensor) and outputs.ndim > 1 else None
-        if classes is None or not isinstance(targets, Tensor) or targets.is_floating_point():
-            raise
-        low, high = int(targets.min()), int(targets.max())
-        if low >= 0 and high < classes:
-            raise
-        raise ValueError(
-            f"task {task.name!r} has labels out of range: the model gives {classes} outputs "
-            f"(labels 0 to {classes - 1}), the data holds the label {high if low >= 0 else low}"
-        ) from error
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or not labels.numel():
+        return
+    for label in labels[(labels < 0) | (labels >= classes)].unique().tolist():
+        worst = int((labels == label).reshape(len(labels), -1).any(1).to(torch.uint8).argmax())
+        start = max(0, min(worst, examples.num - 2))
+        inputs, targets = next(
+            iter(some(examples, slice(start, start + 2), "contiguous", dtype).batches(2))
+        )
+        outputs, targets = to_device((call(inputs), targets), torch.device("cpu"))
+        try:
+            for measure in task.measures().values():
+                measure(outputs, targets)
+        except (IndexError, RuntimeError) as error:
+            raise ValueError(
+                f"task {task.name!r} has labels out of range: the model gives {classes} outputs "
+                f"(labels 0 to {classes - 1}), example {worst} of the data has the label {label}"
+            ) from error
 
 
 def _training(tasks: Sequence[Task]) -> int:

@@ -362,7 +362,7 @@ def test_labels_out_of_range_are_found_before_any_point(label):
     targets = data.targets.clone()
     targets[30] = label
     task = Task("mlp", case.model(), cross_entropy, Batches(data.inputs, targets, 10))
-    with pytest.raises(ValueError, match=rf"3 outputs \(labels 0 to 2\).*the label {label}$"):
+    with pytest.raises(ValueError, match=rf"labels 0 to 2\), example 30 .* the label {label}$"):
         evaluate(task, case.states())
 
 
@@ -373,6 +373,9 @@ def test_an_ignored_label_is_not_out_of_range():
     targets[30] = -100
     task = Task("mlp", case.model(), cross_entropy, Batches(data.inputs, targets, 10))
     assert (evaluate(task, case.states()).status == 1).all()
+    targets[31] = 7
+    with pytest.raises(ValueError, match="example 31 of the data has the label 7"):
+        evaluate(task, case.states())
 
 
 def test_states_that_do_not_fit_the_model_are_refused():
