@@ -458,10 +458,8 @@ def _check_labels(
         return
     for label in labels[(labels < 0) | (labels >= classes)].unique().tolist():
         worst = int((labels == label).reshape(len(labels), -1).any(1).to(torch.uint8).argmax())
-        start = max(0, min(worst, examples.num - 2))
-        inputs, targets = next(
-            iter(some(examples, slice(start, start + 2), "contiguous", dtype).batches(2))
-        )
+        part = some(examples, slice(worst, worst + 1), "contiguous", dtype)
+        inputs, targets = next(iter(part.batches(1)))
         outputs, targets = to_device((call(inputs), targets), torch.device("cpu"))
         try:
             for measure in task.measures().values():
