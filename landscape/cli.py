@@ -85,24 +85,7 @@ class LineJob:
 def interpolate(options: argparse.Namespace) -> int:
     """Evaluate a task on the straight line between two checkpoints, into a results file."""
     output = _writable(options.output)
-    loading = {
-        "key": options.state_key,
-        "strip_prefix": options.strip_prefix,
-        "allow_missing": options.allow_missing,
-        "allow_nonfinite": options.allow_nonfinite,
-    }
-    job = LineJob(
-        _absolute_task(options.task),
-        json.dumps(options.task_args),
-        str(Path(options.a).resolve()),
-        str(Path(options.b).resolve()),
-        json.dumps(loading),
-        options.device,
-        options.dtype,
-        options.batch_norm,
-        options.batch_norm_examples,
-        options.keep_examples,
-    )
+    job = _line_job(options)
     import numpy as np
 
     first, last = options.range
@@ -119,6 +102,7 @@ def interpolate(options: argparse.Namespace) -> int:
     with execution.open_executor(workers=options.workers, scheduler=options.scheduler) as executor:
         if executor is not None and strategy is None:  # the workers must not choose each their own
             strategy = json.dumps(asdict(_prepared(job, None).strategy))
+        used = json.loads(strategy or "{}")
         result = results.sweep(
             partial(line_points, job, strategy),
             {"t": t},
@@ -126,6 +110,7 @@ def interpolate(options: argparse.Namespace) -> int:
             plan=plan,
             title=f"Linear interpolation at {len(t)} points",
             analysis="interpolation",
+            chunk=used["points"] if used.get("vectorised") else 1,
             executor=executor,
             progress=False if options.quiet else None,
             overwrite=options.overwrite,
@@ -201,6 +186,27 @@ def demo(options: argparse.Namespace) -> int:
 
 
 # --- pieces of the verbs --------------------------------------------------------------------------
+
+
+def _line_job(options: argparse.Namespace) -> LineJob:
+    loading = {
+        "key": options.state_key,
+        "strip_prefix": options.strip_prefix,
+        "allow_missing": options.allow_missing,
+        "allow_nonfinite": options.allow_nonfinite,
+    }
+    return LineJob(
+        _absolute_task(options.task),
+        json.dumps(options.task_args),
+        str(Path(options.a).resolve()),
+        str(Path(options.b).resolve()),
+        json.dumps(loading),
+        options.device,
+        options.dtype,
+        options.batch_norm,
+        options.batch_norm_examples,
+        options.keep_examples,
+    )
 
 
 @lru_cache(maxsize=1)

@@ -145,7 +145,10 @@ def read(data: Iterable[tuple[Any, Any]], device: torch.device) -> Examples:
 def arrange(examples: Examples, layout: str, dtype: torch.dtype) -> Examples:
     """Have inputs in one dtype and memory format; done once if that copy fits into memory."""
     arranged = replace(examples, finish=replace(examples.finish, dtype=dtype, layout=layout))
-    if examples.source is not None:
+    ready = all(t.dtype == dtype or not t.is_floating_point() for t in tensors_in(examples.inputs))
+    if examples.source is not None or (
+        ready and layout == "contiguous" and examples.finish.transform is None
+    ):
         return arranged
     some_inputs, _ = next(arranged.batches(8))
     size = sum(tensor.nbytes for tensor in tensors_in(some_inputs)) * max(1, examples.num // 8)
@@ -224,12 +227,7 @@ def _joined(batches: Sequence[Any]) -> Any:
     trees = [tensors_in(batch) for batch in batches]
     if len({tuple((t.shape[1:], t.dtype) for t in tree) for tree in trees}) > 1:
         return None
-    columns = iter(
-        [
-            torch.cat(column) if len(batches) > 1 else column[0]
-            for column in zip(*trees, strict=True)
-        ]
-    )
+    columns = map(torch.cat, zip(*trees, strict=True))
     return map_tensors(lambda _: next(columns), batches[0])
 
 
