@@ -152,15 +152,23 @@ def plot(options: argparse.Namespace) -> int:
 
 
 def info(options: argparse.Namespace) -> int:
-    """Say what is in a results file or a checkpoint, and how it was made."""
+    """Say what is in a results file, a checkpoint or a folder of checkpoints."""
     from landscape import results, tables
 
     path = Path(options.path)
     if path.suffix in (".h5", ".hdf5", ".nc"):
         print(tables.result_text(results.load(path)))
-    else:
-        from landscape.checkpoints import describe
+        return DONE
+    from landscape.checkpoints import CheckpointError, checkpoints, describe
 
+    try:
+        found = checkpoints(path) if path.is_dir() else []
+    except CheckpointError:
+        found = []  # a folder that is itself a checkpoint
+    if found:
+        rows = [[str(one.step), one.path.name] for one in found]
+        print(tables.table([["step", "checkpoint"], *rows]))
+    else:
         print(tables.mapping_text(describe(path, key=options.state_key)))
     return DONE
 
@@ -456,7 +464,7 @@ def _plot_options(verb: argparse.ArgumentParser) -> None:
 
 
 def _info_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("path", help="results file (HDF5), or a checkpoint")
+    verb.add_argument("path", help="results file (HDF5), checkpoint, or folder of checkpoints")
     verb.add_argument("--state-key", help="which weights, if a checkpoint holds several (EMA, raw)")
 
 

@@ -208,7 +208,7 @@ def _chunk_size(ready: Prepared) -> int:
 
 
 def _chunk(job: _Job, indices: NDArray[np.int64]) -> Values:
-    """Values at some points; on a GPU that is out of memory, with half of them or of the batch."""
+    """Values at some points; where memory runs out, with half of the points and of the batches."""
     strategy = job.ready.strategy
     with exact_arithmetic(), random_state_kept():
         while True:
@@ -224,13 +224,11 @@ def _chunk(job: _Job, indices: NDArray[np.int64]) -> Values:
 
 
 def _halved(strategy: Strategy) -> Strategy:
-    """Fewer points at once, then smaller batches; raises the error in flight if neither is left."""
-    if strategy.points > 1:
-        return replace(strategy, points=strategy.points // 2)
-    if max(strategy.batch_size, strategy.moment_batch) > 1:
-        half = {n: max(1, getattr(strategy, n) // 2) for n in ("batch_size", "moment_batch")}
-        return replace(strategy, **half)
-    raise
+    """Half of all that takes memory; raises the error in flight if nothing is left to halve."""
+    sizes = {name: getattr(strategy, name) for name in ("points", "batch_size", "moment_batch")}
+    if max(sizes.values()) == 1:
+        raise
+    return replace(strategy, **{name: max(1, size // 2) for name, size in sizes.items()})
 
 
 def _values(job: _Job, indices: NDArray[np.int64], strategy: Strategy) -> Values:
@@ -383,6 +381,7 @@ def _labelled(
     """Values (splits, points, ...) as a dataset over the coordinates."""
     ready = job.ready
     several = len(ready.tasks) > 1
+    recalibrated = job.policy == "recalibrate"
     finite = np.all(
         [np.isfinite(values[name]).all(0) for name in ready.tasks[0].measures()], axis=0
     )
@@ -396,7 +395,8 @@ def _labelled(
             words = f"standard error of the {name.removesuffix('_stderr')} over examples"
             variables[name] += ({"long_name": words},)
     counts = [examples.num for examples in ready.examples]
-    variables["num_examples"] = ("split", counts) if several else ((), counts[0])
+    counted = {"long_name": "number of examples"}
+    variables["num_examples"] = ("split", counts, counted) if several else ((), counts[0], counted)
     names = {"split": [task.name for task in ready.tasks]} if several else {}
     return dataset(
         variables,
@@ -406,7 +406,8 @@ def _labelled(
         task=", ".join(task.name for task in ready.tasks),
         model=type(ready.tasks[0].model).__name__,
         batch_norm=job.policy,
-        batch_norm_examples=ready.moments.num if job.policy == "recalibrate" else 0,
+        batch_norm_examples=ready.moments.num if recalibrated else 0,
+        batch_norm_data=ready.tasks[_training(ready.tasks)].name if recalibrated else "",
         device=str(ready.device),
         dtype=str(ready.dtype).removeprefix("torch."),
         strategy=dataclasses.asdict(ready.strategy),

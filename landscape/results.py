@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import socket
 import subprocess
 import sys
@@ -197,7 +198,7 @@ def sweep(
         {dim: values},
         title=title,
         analysis=analysis,
-        command=" ".join(sys.argv),
+        command=_command(),
         plan=plan,
         plan_hash=_digest(plan),
         **attrs,
@@ -411,6 +412,13 @@ def _plain(attrs: Mapping[Any, Any]) -> dict[str, Any]:
         return value if small else json.dumps(value, default=str)
 
     return {str(key): plain(value) for key, value in attrs.items()}
+
+
+def _command() -> str:
+    """The command of this process, without the folder that the program lies in."""
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.name == "__main__.py" else program.name
+    return shlex.join([name, *sys.argv[1:]])
 
 
 def _digest(plan: Mapping[str, Any]) -> str:

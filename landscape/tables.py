@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -47,15 +48,18 @@ def result_text(result: xr.Dataset) -> str:
         codes, counts = np.unique(result["status"].values, return_counts=True)
         said = ", ".join(f"{n} {names[c]}" for c, n in zip(codes, counts, strict=True))
         lines += [f"points: {said}", ""]
-    shown = {k: v for k, v in attrs.items() if k not in ("title", "analysis", "provenance")}
-    made = {**shown, **provenance.pop("versions", {}), **provenance}
-    lines += [table([[str(key), str(value)] for key, value in made.items() if value != ""])]
+    plan = json.loads(attrs.get("plan", "{}"))
+    apart = ("title", "analysis", "provenance", "plan")
+    made = {key: value for key, value in attrs.items() if key not in apart}
+    made |= {f"plan: {key}": value for key, value in plan.items()}
+    made |= {**provenance.pop("versions", {}), **provenance}
+    lines += [mapping_text({key: value for key, value in made.items() if value not in ("", None)})]
     return "\n".join(lines)
 
 
 def mapping_text(values: Mapping[str, Any]) -> str:
-    """Names and values, one on each line."""
-    return table([[str(key), str(value)] for key, value in values.items()])
+    """Names and values, one on each line and cut short."""
+    return table([[str(key), shorten(str(value), 90)] for key, value in values.items()])
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

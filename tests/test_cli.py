@@ -143,11 +143,16 @@ def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(folder, capsys):
     assert not Path("line.h5").exists()
 
 
-def test_info_of_a_checkpoint(folder, capsys):
+def test_info_of_a_checkpoint_and_of_a_folder_of_them(folder, capsys):
     assert run("info", "mlp-a.pt") == 0
     said = capsys.readouterr().out
     assert "sha256" in said
     assert "zip" in said
+    for step in (200, 30):
+        save_checkpoint(CASES["mlp"].states(1)[0], "runs", step=step)
+    assert run("info", "runs") == 0
+    rows = [row.split() for row in capsys.readouterr().out.splitlines()]
+    assert rows[1:] == [["30", "step-00000030.pt"], ["200", "step-00000200.pt"]]
 
 
 def test_points_that_are_not_finite_end_with_four(folder, capsys):

@@ -77,6 +77,7 @@ def test_moments_come_from_the_training_data():
     test = Task("test", task.model, task.loss, rest)
     train = Task("train", task.model, task.loss, task.data)
     both = evaluate([test, train], states, dtype=torch.float64)
+    assert both.attrs["batch_norm_data"] == "train"
     state = {k: v.double() if v.is_floating_point() else v for k, v in states[0].items()}
     expected = in_one_batch(task.model, state, task.data)
     assert_allclose(both["loss"].sel(split="train", state=0), expected, rtol=1e-12)
