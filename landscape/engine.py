@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from landscape.task import map_tensors, tensors_in
+from landscape.task import PerExample, map_tensors, tensors_in
 
 Call = Callable[[Any], Any]
 Measure = Callable[[Call, Any, Any], dict[str, Tensor]]
@@ -362,6 +363,7 @@ def choose(
     model: nn.Module,
     state: Mapping[str, Tensor],
     examples: Examples,
+    measures: Mapping[str, PerExample],
     *,
     device: torch.device,
     dtype: torch.dtype,
@@ -373,10 +375,19 @@ def choose(
     """
     first = tensors_in(next(iter(examples.batches(1))))
     shapes = tuple((tuple(tensor.shape[1:]), tensor.dtype) for tensor in first)
-    key = (repr(model), shapes, examples.num, device, dtype)
+    functions = tuple(getattr(f, "__qualname__", repr(f)) for f in measures.values())
+    key = (repr(model), functions, shapes, examples.num, device, dtype)
     if key not in _chosen:
-        _chosen[key] = _trial(model, state, examples, device, dtype)
+        _chosen[key] = _trial(model, state, examples, partial(measured, measures), device, dtype)
     return _chosen[key]
+
+
+def measured(
+    measures: Mapping[str, PerExample], call: Call, inputs: Any, targets: Any
+) -> dict[str, Tensor]:
+    """The values of a batch, each (batch,)."""
+    outputs = call(inputs)
+    return {name: measure(outputs, targets) for name, measure in measures.items()}
 
 
 def moment_batch(
@@ -403,6 +414,7 @@ def _trial(
     model: nn.Module,
     state: Mapping[str, Tensor],
     examples: Examples,
+    measure: Measure,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Strategy:
@@ -417,7 +429,7 @@ def _trial(
                 some(examples, slice(largest), strategy.layout, dtype),
             )
         twin, head = arranged[strategy.layout]
-        return replace(strategy, seconds=_seconds(twin, head, strategy, best))
+        return replace(strategy, seconds=_seconds(twin, head, measure, strategy, best))
 
     fixed = _own_batches_only(model, examples)
     sizes = [examples.batch_size] if fixed else _batch_sizes(examples, device)
@@ -497,23 +509,26 @@ def _some_activations(
     return seen
 
 
-def _seconds(model: nn.Module, head: Examples, strategy: Strategy, best: float) -> float:
+def _seconds(
+    model: nn.Module, head: Examples, measure: Measure, strategy: Strategy, best: float
+) -> float:
     """Seconds per example and point, the least of a few tries; infinite if it cannot be done."""
     inputs, targets = next(iter(head.batches(strategy.batch_size)))
-    num = _num_examples((inputs, targets)) * (strategy.points if strategy.vectorised else 1)
+    points = strategy.points if strategy.vectorised else 1
+    num = _num_examples((inputs, targets)) * points
     own = dict(model.named_parameters()) | dict(model.named_buffers())
-    floating = {name: t for name, t in own.items() if t.is_floating_point()}
     stacked = {
-        name: t.expand(strategy.points, *t.shape).contiguous() for name, t in floating.items()
+        name: tensor.expand(points, *tensor.shape).contiguous()
+        for name, tensor in own.items()
+        if strategy.vectorised and tensor.is_floating_point()
     }
 
     def once() -> float:
         start = time.perf_counter()
         if strategy.vectorised:
-            with quiet_vmap():
-                vmap(lambda tensors: functional_call(model, tensors, *_arguments(inputs)))(stacked)
+            _vmapped(model, stacked, measure, inputs, targets)
         else:
-            caller(model)(inputs)
+            measure(caller(model), inputs, targets)
         if tensors_in(inputs)[0].is_cuda:
             torch.cuda.synchronize()
         return (time.perf_counter() - start) / num

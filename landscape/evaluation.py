@@ -28,6 +28,7 @@ from landscape.engine import (
     choose,
     exact_arithmetic,
     install,
+    measured,
     moment_batch,
     own_names,
     pick_device,
@@ -42,7 +43,7 @@ from landscape.families import Family, grid
 from landscape.normalisation import check_policy, recalibrate, statistics_names
 from landscape.results import STATUS, dataset
 from landscape.states import State, match
-from landscape.task import PerExample, Task, random_state_kept, tasks_of, tensors_in
+from landscape.task import Task, random_state_kept, tasks_of, tensors_in
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,19 +150,20 @@ def prepare(
     with exact_arithmetic(), random_state_kept():
         raw = [read(one.data, where) for one in tasks]
         for one, examples in zip(tasks, raw, strict=True):
-            _check(one, state, examples, where, dtype)
-        for_moments = _spread(raw[_training(tasks)], batch_norm_examples)
+            _check(one, match(state, one.model), examples, where, dtype)
+        training = raw[_training(tasks)]
+        for_moments = _spread(training, batch_norm_examples)
         if strategy is None:
-            largest = max(raw, key=lambda examples: examples.num)
-            strategy = choose(model, state, largest, device=where, dtype=dtype)
+            largest = max(range(len(tasks)), key=lambda number: raw[number].num)
+            examples, measures = raw[largest], tasks[largest].measures()
+            strategy = choose(model, state, examples, measures, device=where, dtype=dtype)
             if check_policy(model, batch_norm) == "recalibrate":
                 batch = moment_batch(model, state, for_moments, strategy)
                 strategy = replace(strategy, moment_batch=batch)
         arranged = [arrange(examples, strategy.layout, dtype) for examples in raw]
-        same = for_moments is raw[_training(tasks)]
-        moments = (
-            arranged[_training(tasks)] if same else arrange(for_moments, strategy.layout, dtype)
-        )
+        moments = arranged[_training(tasks)]
+        if for_moments is not training:
+            moments = arrange(for_moments, strategy.layout, dtype)
     return Prepared(tasks, tuple(arranged), moments, strategy, where, dtype)
 
 
@@ -275,7 +277,7 @@ def _sums(
     device = next(iter(tensors.values())).device
     sums = {name: torch.zeros(2, num, dtype=torch.float64, device=device) for name in measures}
     kept: dict[str, list[list[Tensor]]] = {name: [[] for _ in range(num)] for name in measures}
-    measure = partial(_measured, measures)
+    measure = partial(measured, measures)
     batches = partial(examples.batches, strategy.batch_size)
     for rows, values in run(models, tensors, batches, measure, vectorised=strategy.vectorised):
         for name, value in values.items():
@@ -295,13 +297,6 @@ def _sums(
             rows_of = torch.stack([torch.cat(row) for row in kept[name]])
             result[f"{name}_examples"] = rows_of.cpu().numpy()
     return result
-
-
-def _measured(
-    measures: Mapping[str, PerExample], call: Call, inputs: Any, targets: Any
-) -> dict[str, Tensor]:
-    outputs = call(inputs)
-    return {name: measure(outputs, targets) for name, measure in measures.items()}
 
 
 def _tensors(job: _Job, indices: NDArray[np.int64]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -337,6 +337,8 @@ def test_tasks_that_cannot_serve_are_refused_at_once():
         Task("x", case.model(), cross_entropy, data, {"loss": wrong})
     with pytest.raises(TypeError, match="sequence of them, got int"):
         evaluate([3], case.states())
+    with pytest.raises(ValueError, match=r"does not fit Residual:\n  missing \(23\)"):
+        evaluate([case.task(), CASES["residual"].task()], case.states())
     with pytest.raises(ValueError, match="different names"):
         evaluate([case.task(), case.task()], case.states())
 
@@ -435,7 +437,7 @@ def test_out_of_memory_halves_the_work_and_gives_the_same_numbers(monkeypatch, s
     case = CASES["residual"]
     task, states = case.task(), case.states()
     expected = double(task, families.line(*states), T, strategy=strategy)
-    measured = evaluation._measured
+    measured = evaluation.measured
     tried = []
 
     def scarce(measures, call, inputs, targets):
@@ -446,11 +448,11 @@ def test_out_of_memory_halves_the_work_and_gives_the_same_numbers(monkeypatch, s
             raise torch.OutOfMemoryError("no memory left")
         return values
 
-    monkeypatch.setattr(evaluation, "_measured", scarce)
+    monkeypatch.setattr(evaluation, "measured", scarce)
     found = double(task, families.line(*states), T, strategy=strategy)
     assert_allclose(found["loss"], expected["loss"], rtol=1e-12)
     assert tried[-1] <= limit
-    monkeypatch.setattr(evaluation, "_measured", _no_memory)
+    monkeypatch.setattr(evaluation, "measured", _no_memory)
     with pytest.raises(torch.OutOfMemoryError, match="none at all"):
         double(task, families.line(*states), T, strategy=strategy)
 
@@ -472,6 +474,17 @@ def test_a_model_that_vmap_cannot_follow_is_looped():
     task = Task("branching", Branching(), cross_entropy, CASES["mlp"].task().data)
     states = [Branching().state_dict() for _ in range(2)]
     assert '"vectorised": false' in evaluate(task, states).attrs["strategy"]
+
+
+def test_a_metric_that_vmap_cannot_follow_is_looped():
+    def listed(outputs, targets):
+        return torch.tensor([float(value) for value in outputs.sum(1).tolist()])
+
+    case = CASES["mlp"]
+    task = Task("listed", case.model(), cross_entropy, case.task().data, {"sum": listed})
+    found = evaluate(task, families.line(*case.states()), T)
+    assert '"vectorised": false' in found.attrs["strategy"]
+    assert (found["status"] == 1).all()
 
 
 def test_batch_norm_without_statistics_sees_the_users_batches():
