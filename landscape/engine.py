@@ -459,12 +459,12 @@ def _faster(a: Strategy, b: Strategy) -> Strategy:
 
 
 def _best_size(strategy: Strategy, sizes: Sequence[int], timed: Timed) -> Strategy:
-    """The strategy with the best batch size: larger ones are tried until one is slower."""
+    """The strategy with the best batch size: larger ones are tried until one is clearly slower."""
     for size in sizes:
         tried = timed(replace(strategy, batch_size=size), strategy.seconds)
-        if tried.seconds > strategy.seconds:
+        if tried.seconds > 1.15 * strategy.seconds:
             break
-        strategy = tried
+        strategy = _faster(strategy, tried)
     return strategy
 
 
