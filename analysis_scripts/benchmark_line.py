@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, TensorDataset
 
-from landscape import engine, interpolate, models
+from landscape import interpolate, models
 from landscape.datasets import Batches, load
 from landscape.evaluation import prepare
+from landscape.examples import pick_device
 from landscape.states import State
 from landscape.task import Task, wrong
 
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="the least time counts")
     parser.add_argument("--only", nargs="*", help="networks to time")
     options = parser.parse_args()
-    device = engine.pick_device("auto")
+    device = pick_device("auto")
     print(f"{options.points} points on {device}, {torch.get_num_threads()} threads")
     heads = "".join(f"{head:>10}" for head in ("examples", "ours", "(a)", "(b)", "(c)", "first"))
     print(f"{'network':12}{heads}  strategy")

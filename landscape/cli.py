@@ -232,8 +232,8 @@ def _inputs(job: LineJob) -> tuple[tuple["Task", ...], tuple["State", "State"]]:
 def _prepared(job: LineJob, strategy: str | None) -> "Prepared":
     import torch
 
-    from landscape.engine import Strategy
     from landscape.evaluation import prepare
+    from landscape.strategy import Strategy
 
     tasks, states = _inputs(job)
     return prepare(

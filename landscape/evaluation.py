@@ -21,28 +21,21 @@ from tqdm import tqdm
 
 from landscape.engine import (
     Call,
-    Examples,
-    Strategy,
-    arrange,
     caller,
-    choose,
     exact_arithmetic,
     install,
     measured,
-    moment_batch,
     own_names,
-    pick_device,
-    read,
     replicate,
     run,
-    some,
-    to_device,
 )
+from landscape.examples import Examples, arrange, pick_device, read, some, to_device
 from landscape.execution import map_tasks
 from landscape.families import Family, grid
 from landscape.normalisation import check_policy, recalibrate, statistics_names
 from landscape.results import STATUS, dataset
 from landscape.states import State, match
+from landscape.strategy import Strategy, choose, moment_batch
 from landscape.task import Task, random_state_kept, tasks_of, tensors_in
 
 

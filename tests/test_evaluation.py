@@ -14,10 +14,10 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, TensorDataset
 
-from landscape import engine, evaluation, families
+from landscape import evaluation, examples, families
 from landscape.datasets import Batches
-from landscape.engine import Strategy
 from landscape.evaluation import evaluate, prepare
+from landscape.strategy import Strategy
 from landscape.task import Task, load_tasks, wrong
 
 STRATEGIES = {
@@ -281,7 +281,7 @@ def test_data_that_does_not_fit_is_streamed(monkeypatch, name, strategy):
         data = uneven(TensorDataset(scaled(task.data.inputs), task.data.targets))
         task = Task(task.name, task.model, task.loss, data, task.metrics)
     expected = double(task, families.line(*states), T, keep_examples=True, strategy=strategy)
-    monkeypatch.setattr(engine, "free_memory", lambda device: 2000)
+    monkeypatch.setattr(examples, "free_memory", lambda device: 2000)
     streamed = double(task, families.line(*states), T, keep_examples=True, strategy=strategy)
     assert prepare(task, states, strategy=strategy).examples[0].source is not None
     assert_allclose(streamed["loss"], expected["loss"], rtol=1e-12)

@@ -25,10 +25,13 @@ MAY_IMPORT = {
     "formats": {"states"},
     "checkpoints": {"formats", "states"},
     "families": {"states", "maths"},
-    "engine": {"task", "states"},
+    "examples": {"task"},
+    "engine": {"task"},
+    "strategy": {"engine", "examples", "task"},
     "normalisation": {"engine", "states"},
     "evaluation": {
-        "engine", "execution", "families", "normalisation", "results", "states", "task",
+        "engine", "examples", "execution", "families", "normalisation", "results", "states",
+        "strategy", "task",
     },
     "analyses": {
         "evaluation", "execution", "families", "maths", "results", "states", "task",

@@ -7,11 +7,11 @@ from scipy import stats
 
 from landscape.analyses.interpolation import barrier, interpolate
 from landscape.datasets import Batches
-from landscape.engine import Strategy
 from landscape.evaluation import evaluate
 from landscape.maths.resampling import bootstrap_interval
 from landscape.results import dataset
 from landscape.states import distance
+from landscape.strategy import Strategy
 from landscape.task import Task
 
 

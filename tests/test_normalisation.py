@@ -9,9 +9,9 @@ from torch import nn
 
 from landscape import families
 from landscape.datasets import Batches
-from landscape.engine import Strategy
 from landscape.evaluation import evaluate
 from landscape.normalisation import batch_norms, check_policy, statistics_names
+from landscape.strategy import Strategy
 from landscape.task import Task
 
 CASE = CASES["residual"]
