@@ -294,11 +294,11 @@ def _duration(seconds: float) -> str:
 
 
 def _finished(result: "xr.Dataset") -> int:
-    bad = [
-        (name, int((result["status"] == code).sum()))
-        for code, name in ((2, "non-finite"), (3, "failed"))
-    ]
-    said = ", ".join(f"{count} {name}" for name, count in bad if count)
+    from landscape.results import STATUS
+
+    names = {"nonfinite": "non-finite", "failed": "failed"}
+    bad = {names[n]: int((result["status"] == STATUS.index(n)).sum()) for n in names}
+    said = ", ".join(f"{count} {name}" for name, count in bad.items() if count)
     if not said:
         return DONE
     say(f"finished, but of {result['status'].size} points {said}")

@@ -1,6 +1,6 @@
 """The main job on real data in under a minute: two networks, the line between them, a figure.
 
-Read it as an example: it uses the public names only.
+Read it as an example of how the package is used from Python.
 """
 
 import time

@@ -79,17 +79,27 @@ def recalibrate(
     Raises `ValueError` if a layer is used twice or sees a single value per channel.
     """
     layers = batch_norms(models[0])
-    observer = _Observer(stop=not one_batch)
+    observer = _Observer()
     result, unbiased = dict(tensors), {}
     for model in models:
         for name, module in batch_norms(model).items():
             module.forward = partial(_forward, module, name, observer)  # type: ignore[method-assign]
     try:
+        if not one_batch:  # one batch all through the model shows layers that are used twice
+            one_point = {name: tensor[:1] for name, tensor in tensors.items()}
+            first = next(batches())
+            _merged(models[:1], one_point, lambda: iter([first]), observer, vectorised=False)
+            observer.stop = True
         while observer.exact < layers.keys():
             merged = _merged(models, result, batches, observer, vectorised=vectorised)
             if not merged:  # what is left are layers that the model does not use
                 break
             for name, moments in merged.items():
+                if (moments.count < 2).any():
+                    raise ValueError(
+                        f"batch norm {name!r} sees a single value per channel: recalibration needs "
+                        "more examples, or use batch_norm='keep'"
+                    )
                 mean, var = entry(name, "running_mean"), entry(name, "running_var")
                 result[mean] = moments.mean.to(tensors[mean].dtype)
                 result[var] = (moments.square / moments.count).to(tensors[var].dtype)
@@ -111,7 +121,7 @@ def entry(module: str, leaf: str) -> str:
 class _Observer:
     """What batch-norm layers see in the forward pass of one model; `exact` ones only normalise."""
 
-    stop: bool
+    stop: bool = False
     exact: set[str] = field(default_factory=set)
     seen: dict[str, Tensor] = field(default_factory=dict)  # (2, channels): mean and variance
     counts: dict[str, int] = field(default_factory=dict)
@@ -180,10 +190,4 @@ def _merged(
                 zeros = mean.new_zeros(num, mean.shape[1])
                 merged[name] = _Moments(zeros[:, :1].clone(), zeros, zeros.clone())
             merged[name].merge(rows, observer.counts[name], mean, var)
-    for name, moments in merged.items():
-        if (moments.count < 2).any():
-            raise ValueError(
-                f"batch norm {name!r} sees a single value per channel: recalibration needs more "
-                "examples, or use batch_norm='keep'"
-            )
     return merged

@@ -91,8 +91,7 @@ class Case:
     loss: Any = cross_entropy
     metrics: Any = None
 
-    def task(self, dtype: torch.dtype = torch.float32) -> Task:
-        del dtype
+    def task(self) -> Task:
         metrics = {"error": wrong} if self.metrics is None else self.metrics
         data = self.data(torch.Generator().manual_seed(7))
         return Task(self.name, self.model(), self.loss, data, metrics)

@@ -33,7 +33,7 @@ def test_families_pass_through_their_controls_exactly(family, points):
 @settings(max_examples=20, deadline=None)
 def test_coefficients_sum_to_one(family, points, data):
     num = len(family.coordinates)
-    numbers = st.floats(-2, 3).map(lambda x: x)
+    numbers = st.floats(-2, 3)
     point = data.draw(st.lists(numbers, min_size=num, max_size=num))
     assert_allclose(family.coefficients(np.array([point])).sum(1), 1, atol=1e-9)
 

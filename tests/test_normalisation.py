@@ -145,9 +145,13 @@ def test_a_layer_that_is_used_twice_is_refused_and_an_unused_one_is_not():
         state = Odd(1).state_dict()
         assert (evaluate(once, [state], strategy=strategy)["status"] == 1).all()
         twice = Task("twice", Odd(2), cross_entropy, data)
-        if batch == 46:
-            with pytest.raises(ValueError, match="'norm' is used twice"):
-                evaluate(twice, [state], strategy=strategy)
+        with pytest.raises(ValueError, match="'norm' is used twice"):
+            evaluate(twice, [state], strategy=strategy)
+        alone = Odd(2)
+        del alone.spare
+        twice = Task("twice", alone, cross_entropy, data)
+        with pytest.raises(ValueError, match="'norm' is used twice"):
+            evaluate(twice, [alone.state_dict()], strategy=strategy)
 
 
 def test_a_single_value_per_channel_is_refused():
