@@ -31,7 +31,7 @@ from landscape.engine import (
 )
 from landscape.examples import Examples, arrange, pick_device, read, some, to_device
 from landscape.execution import map_tasks
-from landscape.families import Family, grid
+from landscape.families import Family, grid, single_points
 from landscape.normalisation import check_policy, recalibrate, statistics_names
 from landscape.results import STATUS, dataset
 from landscape.states import State, match
@@ -68,6 +68,7 @@ def evaluate(
     device: str | torch.device = "auto",
     dtype: torch.dtype = torch.float32,
     keep_examples: bool = False,
+    scattered: bool = False,
     strategy: Strategy | None = None,
     executor: Executor | None = None,
     progress: bool | None = False,
@@ -75,8 +76,9 @@ def evaluate(
     """Evaluate one task, or several with one model, at many points.
 
     Main arguments. `points_of`: a `Family`, with `points` its coordinates: an array for a family
-    with one coordinate, else a sequence of axes whose grid is evaluated; or a sequence of states,
-    evaluated as they are along the dimension `state`. `batch_norm`: what statistics each point has:
+    with one coordinate, else a sequence of axes whose grid is evaluated, or with `scattered` an
+    (n, k) array of single points; or a sequence of states, evaluated as they are along the
+    dimension `state`. `batch_norm`: what statistics each point has:
     `"recalibrate"` (the default of models with batch norm: recomputed from all data of the task
     named `"train"`, or of the first task), `"interpolate"` (mixed like the weights), or `"keep"`
     (those stored in the control state that is nearest in coefficients).
@@ -89,7 +91,8 @@ def evaluate(
 
     Returns a dataset with, for the loss and each metric, the mean over examples, `*_stderr` (its
     standard error over examples) and, if kept, `*_examples`; and `status` for each point. The
-    dimensions are the coordinates of the family, after `split` if several tasks are given.
+    dimensions are the coordinates of the family (`point` for scattered ones), after `split` if
+    several tasks are given.
 
     Raises `ValueError` if states and model do not fit, the loss is not per example, a label is out
     of range, or there is no data.
@@ -100,15 +103,19 @@ def evaluate(
     )  # fmt: skip
     policy = check_policy(ready.tasks[0].model, batch_norm)
     if isinstance(points_of, Family):
-        axes = grid(points_of, _required(points))
-        flat = np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")], axis=1)
+        if scattered:
+            flat = single_points(points_of, _required(points))
+            coords: dict[str, Any] = {"point": np.arange(len(flat))}
+        else:
+            axes = grid(points_of, _required(points))
+            flat = np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")], axis=1)
+            coords = dict(zip(points_of.coordinates, axes, strict=True))
         coefficients = points_of.coefficients(flat)
         if policy == "interpolate" and (coefficients < 0).any():
             raise ValueError(
                 "batch_norm='interpolate' would extrapolate running variances, which can become "
                 "negative: stay between the control states, or use 'recalibrate'"
             )
-        coords: dict[str, NDArray[Any]] = dict(zip(points_of.coordinates, axes, strict=True))
         num = len(flat)
     else:
         coefficients, num = None, len(points_of)
@@ -116,7 +123,11 @@ def evaluate(
     job = _Job(ready, points_of, coefficients, policy, keep_examples)
     values = _collect(job, num, executor, progress)
     shape = tuple(len(axis) for axis in coords.values())
-    return _labelled(job, values, coords, shape)
+    result = _labelled(job, values, coords, shape)
+    if isinstance(points_of, Family) and scattered:
+        named = zip(points_of.coordinates, flat.T, strict=True)
+        result = result.assign_coords({name: ("point", column) for name, column in named})
+    return result
 
 
 def prepare(

@@ -138,6 +138,21 @@ def grid(family: Family, points: ArrayLike | Sequence[ArrayLike]) -> list[NDArra
     return axes
 
 
+def single_points(family: Family, points: ArrayLike) -> NDArray[np.float64]:
+    """Points (n, k) of a family with k coordinates, checked.
+
+    Raises `ValueError` for another shape, no points, or numbers that are not finite.
+    """
+    array = np.asarray(points, dtype=np.float64)
+    num = len(family.coordinates)
+    if array.ndim != 2 or array.shape[1] != num or not len(array) or not np.isfinite(array).all():
+        raise ValueError(
+            f"scattered points must be a non-empty (n, {num}) array of finite numbers, one column "
+            f"for each of ({', '.join(family.coordinates)}), got shape {array.shape}"
+        )
+    return array
+
+
 def _mix(tensors: Sequence[Tensor], weights: NDArray[np.float64]) -> Tensor:
     """Weighted sum in float64, in the dtype of the first; exact where one weight is 1."""
     total = torch.zeros_like(tensors[0], dtype=torch.float64)

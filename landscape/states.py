@@ -8,13 +8,27 @@ weights and count in no norm or distance.
 import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 State = Mapping[str, Tensor]
 
+
+class Stored(Protocol):
+    """A state that is read when it is needed, such as a `Checkpoint`."""
+
+    def load(self) -> State:
+        """The state."""
+
+
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def loaded(state: State | Stored) -> State:
+    """The state itself, or the one that a checkpoint holds."""
+    return state if isinstance(state, Mapping) else state.load()
 
 
 def weight_names(state: State) -> list[str]:

@@ -545,3 +545,18 @@ def test_tasks_are_loaded_from_modules_and_files(tmp_path, monkeypatch):
         load_tasks("other.py:task")
     with pytest.raises(TypeError, match=r"landscape.Task or a sequence of them, got|not iterable"):
         load_tasks("mine:number")
+
+
+def test_scattered_points_are_the_points_of_a_grid():
+    case = CASES["residual"]
+    family = families.plane(*case.states(3))
+    axes = [np.array([0.0, 0.4, 1.1]), np.array([-0.2, 0.3])]
+    whole = double(case.task(), family, axes)
+    flat = np.array([[x, y] for x in axes[0] for y in axes[1]])
+    result = double(case.task(), family, flat[[4, 1]], scattered=True)
+    assert_array_equal(result["loss"], whole["loss"].values.ravel()[[4, 1]])
+    assert_array_equal(result["x"], [1.1, 0.0])
+    assert result["y"].dims == ("point",)
+    for wrong_points in (flat.T, flat[:0], flat + np.nan):
+        with pytest.raises(ValueError, match=r"must be a non-empty \(n, 2\) array"):
+            double(case.task(), family, wrong_points, scattered=True)

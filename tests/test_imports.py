@@ -30,11 +30,14 @@ MAY_IMPORT = {
     "strategy": {"engine", "examples", "task"},
     "normalisation": {"engine", "states"},
     "evaluation": {
-        "engine", "examples", "execution", "families", "normalisation", "results", "states",
-        "strategy", "task",
+        "engine", "examples", "execution", "families", "normalisation", "repair", "results",
+        "states", "strategy", "task",
     },
+    "repair": {"engine", "examples", "normalisation", "states", "task"},
+    "symmetries": {"engine", "states"},
     "analyses": {
-        "evaluation", "execution", "families", "maths", "results", "states", "task",
+        "engine", "evaluation", "examples", "execution", "families", "maths", "results", "states",
+        "symmetries", "task",
     },
     "experiments": {"task", "states", "checkpoints", "datasets", "maths"},
     "tables": {"analyses", "results"},

@@ -74,3 +74,13 @@ def test_a_tie_with_two_values_is_refused():
 
 def test_tied_names():
     assert states.tied_names(Tokens()) == [["embed.weight", "out.weight"]]
+
+
+def test_a_state_is_loaded_where_it_is_stored():
+    class Stored:
+        def load(self):
+            return {"w": torch.ones(1)}
+
+    state = {"w": torch.zeros(1)}
+    assert states.loaded(state) is state
+    assert states.loaded(Stored())["w"] == 1
