@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from landscape.evaluation import Tasks, evaluate, prepare
 from landscape.families import line
+from landscape.maths.curves import excess
 from landscape.maths.resampling import bootstrap_interval
 from landscape.results import STATUS, dataset
 from landscape.states import State, distance
@@ -86,8 +87,6 @@ def barrier(
 
     Raises `ValueError` if an end is missing from the grid or points are still pending.
     """
-    if kind not in ("chord", "mean", "max"):
-        raise ValueError(f"kind must be 'chord', 'mean' or 'max', got {kind!r}")
     t = result["t"].values
     if 0.0 not in t or 1.0 not in t:
         raise ValueError(f"a barrier needs both ends, t = 0 and t = 1, on the grid; got {t}")
@@ -100,9 +99,9 @@ def barrier(
     for name in names:
         values = inside[name].transpose(..., "t")
         dims = values.dims[:-1]
-        excess = _excess(values.values, t, kind)
-        variables[name] = (dims, excess.max(-1), {"long_name": f"{kind} barrier in {name}"})
-        variables[f"{name}_position"] = (dims, t[excess.argmax(-1)])
+        above = excess(values.values, t, kind)
+        variables[name] = (dims, above.max(-1), {"long_name": f"{kind} barrier in {name}"})
+        variables[f"{name}_position"] = (dims, t[above.argmax(-1)])
         if f"{name}_examples" in inside:
             statistic = partial(_height, t=t, kind=kind)
             kept = inside[f"{name}_examples"].transpose(..., "t", "example")
@@ -120,19 +119,8 @@ def barrier(
     )
 
 
-def _excess(values: Array, t: Array, kind: str) -> Array:
-    """What values (..., t) have above the reference of their ends."""
-    first, last = values[..., :1], values[..., -1:]
-    reference = {
-        "chord": (1 - t) * first + t * last,
-        "mean": (first + last) / 2,
-        "max": np.maximum(first, last),
-    }[kind]
-    return values - reference
-
-
 def _height(means: Array, *, t: Array, kind: str) -> Array:
-    return _excess(means, t, kind).max(-1)
+    return excess(means, t, kind).max(-1)
 
 
 def _intervals(

@@ -1,8 +1,8 @@
-"""Where is a point of a family between its control states? Coefficients, as (n, m) arrays.
+"""Where is a point of a family between its control states, and how high are values on a path?
 
-Every function takes n points as an (n, k) array of k coordinates and returns float64 coefficients
-(n, m) of m controls. Rows sum to one, and a coordinate that names a control gives exactly the unit
-vector of that control.
+The functions of a family take n points as an (n, k) array of k coordinates and return float64
+coefficients (n, m) of m controls. Rows sum to one, and a coordinate that names a control gives
+exactly the unit vector of that control.
 """
 
 from math import comb
@@ -56,3 +56,22 @@ def triangle(points: Array, *, base: float, foot: float, height: float) -> Array
 def barycentric(points: Array) -> Array:
     """(1 - sum of s, s_1, ..., s_k): the simplex of k + 1 controls."""
     return np.concatenate([1 - points.sum(axis=1, keepdims=True), points], axis=1)
+
+
+def excess(values: Array, t: Array, kind: str) -> Array:
+    """What values (..., t) on a path from t = 0 to t = 1 have above the reference of their ends.
+
+    `kind` says which reference: `"chord"`, the straight line between the values at the ends;
+    `"mean"`, their mean; `"max"`, the larger one. The largest excess is the barrier.
+
+    Raises `ValueError` for another kind.
+    """
+    if kind not in ("chord", "mean", "max"):
+        raise ValueError(f"kind must be 'chord', 'mean' or 'max', got {kind!r}")
+    first, last = values[..., :1], values[..., -1:]
+    reference = {
+        "chord": (1 - t) * first + t * last,
+        "mean": (first + last) / 2,
+        "max": np.maximum(first, last),
+    }[kind]
+    return values - reference
