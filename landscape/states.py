@@ -71,6 +71,21 @@ def unflatten(matrix: Tensor, like: State, names: Iterable[str]) -> dict[str, Te
     }
 
 
+def gram(states: Sequence[State], names: Iterable[str], *, origin: State | None = None) -> Tensor:
+    """Inner products (m, m) of the named entries of m states, less those of an origin.
+
+    Summed in float64 and tensor by tensor; differences are taken before products, so that close
+    states far from zero lose nothing.
+    """
+    total = torch.zeros(len(states), len(states), dtype=torch.float64)
+    for name in names:
+        rows = torch.stack([state[name].detach().cpu().double().reshape(-1) for state in states])
+        if origin is not None:
+            rows = rows - origin[name].detach().cpu().double().reshape(-1)
+        total += rows @ rows.T
+    return total
+
+
 def norm(state: State) -> float:
     """Euclidean norm of the weights, summed in float64."""
     return sum(state[name].double().square().sum().item() for name in weight_names(state)) ** 0.5

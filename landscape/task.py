@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +76,11 @@ def tasks_of(task: Task | Iterable[Task]) -> tuple[Task, ...]:
     if len(set(names)) < len(names):
         raise ValueError(f"tasks that are evaluated together need different names, got {names}")
     return tasks
+
+
+def training_task(tasks: Sequence[Task]) -> Task:
+    """The task named `"train"`, or the first: what is trained and recalibrated on."""
+    return next((task for task in tasks if task.name == "train"), tasks[0])
 
 
 @contextmanager

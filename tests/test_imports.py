@@ -35,9 +35,10 @@ MAY_IMPORT = {
     },
     "repair": {"engine", "examples", "normalisation", "states", "task"},
     "symmetries": {"engine", "states"},
+    "descent": {"engine", "examples", "states", "task"},
     "analyses": {
-        "engine", "evaluation", "examples", "execution", "families", "maths", "results", "states",
-        "symmetries", "task",
+        "descent", "evaluation", "examples", "execution", "families", "maths", "results",
+        "states", "symmetries", "task",
     },
     "experiments": {"task", "states", "checkpoints", "datasets", "maths"},
     "tables": {"analyses", "results"},

@@ -1,0 +1,178 @@
+"""Which path between two solutions stays lowest? A chain of pivots, relaxed and refined (AutoNEB).
+
+The nudged elastic band moves each pivot down the gradient perpendicular to the chain and keeps the
+pivots equidistant; a new pivot is inserted where the loss between two pivots is too high.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from landscape.analyses.connectivity import (
+    RECIPE,
+    Array,
+    along,
+    described,
+    placing,
+    rows_of,
+    with_rows,
+)
+from landscape.descent import FlatModel, Recipe, Snapshot, Trainable, descend, flat_model, shuffled
+from landscape.evaluation import Prepared, Tasks, evaluate, prepare
+from landscape.families import Family, polychain
+from landscape.states import State
+from landscape.task import Task, training_task
+
+
+def minimum_energy_path(
+    task: Tasks,
+    a: State,
+    b: State,
+    *,
+    cycles: int = 4,
+    pivots: int = 3,
+    threshold: float = 0.2,
+    sub_pivots: int = 9,
+    max_pivots: int = 20,
+    on_cycle: Callable[[Family, int], None] | None = None,
+    points_per_segment: int = 10,
+    progress: bool | None = False,
+    **options: Any,
+) -> xr.Dataset:
+    """Find a path of low loss between two states by AutoNEB (Draxler et al. 2018, section 3).
+
+    Main arguments. The path starts straight with `pivots` pivots between the ends, and has `cycles`
+    cycles of `epochs` epochs each (a field of `descent.Recipe`, as are `lr`, `batch_size`,
+    `weight_decay` and `seed`). In a step all pivots see the same mini-batch; each moves against its
+    gradient perpendicular to the tangent, which points to the neighbour of higher loss, after the
+    pivots were spaced evenly along the chain (springs of infinite strength). After each cycle but
+    the last, the loss is evaluated at `sub_pivots` points within each segment; where it exceeds the
+    straight line between its pivots by more than `threshold` times the range of losses on the
+    path, a pivot is inserted at the worst point, up to `max_pivots`.
+
+    Other arguments. `on_cycle` sees the family and the number of cycles done. The result has
+    `points_per_segment` points in each segment. Further options go to `evaluate`.
+
+    Returns what `connect` returns, with the pivots as `bends`, and `num_pivots` for each cycle.
+    """
+    recipe = Recipe(**{name: options.pop(name) for name in RECIPE if name in options})
+    straight = polychain(a, b)
+    ready = prepare(task, straight, **placing(options))
+    inner = [straight.at(position) for position in np.linspace(0, 1, pivots + 2)[1:-1]]
+    family = polychain(a, *inner, b)
+    losses: list[float] = []
+    numbers = []
+    for cycle in range(cycles):
+        seeded = dataclasses.replace(recipe, seed=recipe.seed + cycle)
+        family, last = relax(ready, family, seeded, progress=progress)
+        numbers.append(len(family.controls) - 2)
+        losses += last.losses
+        if on_cycle is not None:
+            on_cycle(family, cycle + 1)
+        if last.diverged:
+            last = dataclasses.replace(last, diverged=len(losses) + 1)
+            break
+        if cycle < cycles - 1:
+            room = max_pivots - numbers[-1]
+            family = _refined(ready, family, threshold, sub_pivots, room, options)
+    t = np.linspace(0, 1, points_per_segment * (len(family.controls) - 1) + 1)
+    result = along(ready, family, t, recipe, **options)
+    result["num_pivots"] = ("cycle", numbers, {"long_name": "pivots between the ends"})
+    last = dataclasses.replace(last, losses=losses)
+    title = f"Minimum-energy path with {numbers[-1]} pivots"
+    return described(result, last, recipe, title=title, curve="polychain")
+
+
+def relax(
+    ready: Prepared, family: Family, recipe: Recipe, *, progress: bool | None = False
+) -> tuple[Family, Snapshot]:
+    """One cycle of the nudged elastic band: the chain with its inner pivots moved."""
+    task = training_task(ready.tasks)
+    flat = flat_model(task, family.controls[0], recipe, device=ready.device, dtype=ready.dtype)
+    chain = rows_of(family.controls, flat, task)
+
+    def step(train: Trainable, generator: torch.Generator, inputs: Any, targets: Any) -> Tensor:
+        chain[1:-1] = train.rows
+        train.rows.copy_(_even(chain))
+        chain[1:-1] = train.rows
+        losses = torch.stack([
+            _loss_at(flat, row, task, inputs, targets, gradient)
+            for row, gradient in zip(chain, [None, *train.gradients, None], strict=True)
+        ])  # fmt: skip
+        for number, gradient in enumerate(train.gradients, start=1):
+            up = losses[number + 1] > losses[number - 1]
+            ahead, behind = chain[number + 1] - chain[number], chain[number] - chain[number - 1]
+            tangent = torch.where(up, ahead, behind)
+            along = torch.dot(gradient, tangent) / torch.dot(tangent, tangent).clamp(min=1e-30)
+            gradient.sub_(along * tangent)
+        return losses.max()
+
+    batches = shuffled(task, recipe, device=ready.device, dtype=ready.dtype)
+    last = descend(flat, chain[1:-1], batches, recipe, step, progress=progress, title="band")
+    free = np.ones(len(chain), bool)
+    free[[0, -1]] = False
+    return with_rows(family, last.rows, task.model, free), last
+
+
+def _loss_at(
+    flat: FlatModel, row: Tensor, task: Task, inputs: Any, targets: Any, gradient: Tensor | None
+) -> Tensor:
+    """The loss of a mini-batch at one pivot; its gradient is copied where one is wanted."""
+    flat.weights.copy_(row)
+    loss = flat.loss_and_gradient(task, inputs, targets)
+    if gradient is not None:
+        gradient.copy_(flat.gradient)
+    return loss
+
+
+def _even(chain: Tensor) -> Tensor:
+    """The inner pivots (n, P) moved along the chain (n + 2, P) to equal distances."""
+    lengths = (chain[1:] - chain[:-1]).norm(dim=1).double().cpu().numpy()
+    at = np.concatenate([[0.0], lengths.cumsum()])
+    wanted = np.linspace(0, at[-1], len(chain))[1:-1]
+    left = np.clip(np.searchsorted(at, wanted, side="right") - 1, 0, len(lengths) - 1)
+    rest = (wanted - at[left]) / np.maximum(lengths[left], 1e-30)
+    share = torch.as_tensor(rest).to(chain)[:, None]
+    index = torch.as_tensor(left, device=chain.device)
+    return torch.lerp(chain[index], chain[index + 1], share)
+
+
+def _refined(
+    ready: Prepared,
+    family: Family,
+    threshold: float,
+    sub_pivots: int,
+    room: int,
+    options: dict[str, Any],
+) -> Family:
+    """The chain with pivots inserted where the loss between two of them is too high."""
+    num = len(family.controls) - 1
+    steps = sub_pivots + 1
+    result = evaluate(ready, family, np.linspace(0, 1, num * steps + 1), **options)
+    name = training_task(ready.tasks).name
+    losses = (result.sel(split=name) if "split" in result.dims else result)["loss"].values
+    positions = insertions(losses, steps, threshold)[:room]
+    states = {float(knot): c for knot, c in zip(np.arange(num + 1.0), family.controls, strict=True)}
+    states |= {position: family.at(position / num) for position in positions}
+    return polychain(*(states[position] for position in sorted(states)))
+
+
+def insertions(losses: Array, steps: int, threshold: float) -> list[float]:
+    """Where new pivots belong, in units of segments, the worst first.
+
+    `losses` are those at `steps` points per segment, and at the last pivot.
+    """
+    pivots = losses[::steps]
+    inner = np.stack([losses[i : i + steps] for i in range(0, len(losses) - 1, steps)])
+    line = pivots[:-1, None] + np.diff(pivots)[:, None] * np.arange(steps) / steps
+    excess = inner - line
+    worst = excess.argmax(1)
+    heights = excess.max(1)
+    order = np.argsort(-heights, kind="stable")
+    limit = threshold * (losses.max() - losses.min())
+    return [float(i + worst[i] / steps) for i in order if heights[i] > limit]
