@@ -7,6 +7,7 @@ each epoch, from which it goes on to the same bits.
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -156,7 +157,7 @@ class Snapshot:
 
     `rows` (n, P) are the trained weights, `losses` the mean training loss of each epoch.
     `diverged` is the epoch in which a loss or weight was no longer finite, or 0; the rows are then
-    those from before it.
+    those at the beginning of the epoch with the lowest loss.
     """
 
     epoch: int
@@ -188,7 +189,8 @@ def descend(
     `step(trainable, generator, inputs, targets)` writes the gradients of the rows for a mini-batch
     and gives its loss. After each epoch `on_snapshot` sees a snapshot; given as `snapshot`,
     training goes on from there. An epoch with a loss or weight that is not finite ends the training
-    with the weights from before it. Global random states are left as they were.
+    and gives back the weights at the beginning of the best epoch. Global random states are left as
+    they were.
     """
     device = flat.weights.device
     train = trainable(flat, rows if snapshot is None else snapshot.rows.to(rows))
@@ -217,6 +219,7 @@ def descend(
             disable=None if progress is None else not progress,
         )
         with bar:
+            best = math.inf, snapshot
             while snapshot.epoch < recipe.epochs and not snapshot.diverged:
                 losses = []
                 for inputs, targets in batches.epoch(generator):
@@ -224,10 +227,9 @@ def descend(
                     optimiser.step()
                     schedule.step()
                 loss = torch.stack(losses).double().mean().item()
-                if not (torch.isfinite(train.rows).all() and loss - loss == 0):
-                    return Snapshot(
-                        snapshot.epoch, snapshot.rows, snapshot.losses, snapshot.epoch + 1
-                    )
+                if not (torch.isfinite(train.rows).all() and math.isfinite(loss)):
+                    return replace(best[1], diverged=snapshot.epoch + 1)
+                best = min(best, (loss, snapshot), key=lambda pair: pair[0])
                 snapshot = Snapshot(
                     snapshot.epoch + 1,
                     train.rows.cpu().clone(),

@@ -134,6 +134,8 @@ def _even(chain: Tensor) -> Tensor:
     """The inner pivots (n, P) moved along the chain (n + 2, P) to equal distances."""
     lengths = (chain[1:] - chain[:-1]).norm(dim=1).double().cpu().numpy()
     at = np.concatenate([[0.0], lengths.cumsum()])
+    if not np.isfinite(at[-1]):  # it diverges, which ends the epoch
+        return chain[1:-1]
     wanted = np.linspace(0, at[-1], len(chain))[1:-1]
     left = np.clip(np.searchsorted(at, wanted, side="right") - 1, 0, len(lengths) - 1)
     rest = (wanted - at[left]) / np.maximum(lengths[left], 1e-30)
