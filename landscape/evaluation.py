@@ -6,7 +6,7 @@ read back once for each chunk.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +32,20 @@ from landscape.engine import (
 from landscape.examples import Examples, arrange, pick_device, read, some, to_device
 from landscape.execution import map_tasks
 from landscape.families import Family, grid, single_points
-from landscape.normalisation import check_policy, recalibrate, statistics_names
+from landscape.normalisation import (
+    RECALIBRATING,
+    batch_norms,
+    check_policy,
+    recalibrate,
+    statistics_names,
+)
+from landscape.repair import (
+    check_between,
+    corrected,
+    corrected_layers,
+    layer_moments,
+    layers_to_correct,
+)
 from landscape.results import STATUS, dataset
 from landscape.states import State, match
 from landscape.strategy import Strategy, choose, moment_batch
@@ -80,8 +93,14 @@ def evaluate(
     (n, k) array of single points; or a sequence of states, evaluated as they are along the
     dimension `state`. `batch_norm`: what statistics each point has:
     `"recalibrate"` (the default of models with batch norm: recomputed from all data of the task
-    named `"train"`, or of the first task), `"interpolate"` (mixed like the weights), or `"keep"`
-    (those stored in the control state that is nearest in coefficients).
+    named `"train"`, or of the first task), `"interpolate"` (mixed like the weights), `"keep"`
+    (those stored in the control state that is nearest in coefficients), or `"repair"`.
+
+    `"repair"` recalibrates and also sets the mean and standard deviation of each unit of each
+    linear or convolutional layer to the interpolated ones of the controls (Jordan et al. 2022,
+    section 4), for all models: it needs no batch norm, and where a batch norm follows every hidden
+    layer it is recalibration. The attribute `repaired_layers` names the layers it changed. The
+    control states keep their values; states that stand alone are such ends.
 
     Other arguments. `batch_norm_examples`: recalibrate on so many examples, evenly spread over the
     data. `device`: `"auto"` or a torch device. `dtype`: of the arithmetic. `keep_examples`: also
@@ -95,7 +114,8 @@ def evaluate(
     several tasks are given.
 
     Raises `ValueError` if states and model do not fit, the loss is not per example, a label is out
-    of range, or there is no data.
+    of range, or there is no data; for `"interpolate"` and `"repair"` at points outside of the
+    controls, and for `"repair"` of a layer that is used twice.
     """
     ready = prepare(
         task, points_of, device=device, dtype=dtype, strategy=strategy,
@@ -116,11 +136,13 @@ def evaluate(
                 "batch_norm='interpolate' would extrapolate running variances, which can become "
                 "negative: stay between the control states, or use 'recalibrate'"
             )
+        if policy == "repair":
+            check_between(coefficients)
         num = len(flat)
     else:
         coefficients, num = None, len(points_of)
         coords = {"state": np.arange(num)}
-    job = _Job(ready, points_of, coefficients, policy, keep_examples)
+    job = _repaired(_Job(ready, points_of, coefficients, policy, keep_examples))
     values = _collect(job, num, executor, progress)
     shape = tuple(len(axis) for axis in coords.values())
     result = _labelled(job, values, coords, shape)
@@ -161,7 +183,7 @@ def prepare(
             largest = max(range(len(tasks)), key=lambda number: raw[number].num)
             examples, measures = raw[largest], tasks[largest].measures()
             strategy = choose(model, state, examples, measures, device=where, dtype=dtype)
-            if check_policy(model, batch_norm) == "recalibrate":
+            if check_policy(model, batch_norm) in RECALIBRATING:
                 batch = moment_batch(model, state, for_moments, strategy)
                 strategy = replace(strategy, moment_batch=batch)
         arranged = [arrange(examples, strategy.layout, dtype) for examples in raw]
@@ -214,14 +236,23 @@ def _chunk_size(ready: Prepared) -> int:
 
 
 def _chunk(job: _Job, indices: NDArray[np.int64]) -> Values:
-    """Values at some points; where memory runs out, with half of the points and of the batches."""
+    """Values at some points."""
+    return _within_memory(_values, job, indices)
+
+
+def _within_memory(
+    work: Callable[[_Job, NDArray[np.int64], Strategy], Values],
+    job: _Job,
+    indices: NDArray[np.int64],
+) -> Values:
+    """What `work` gives at points; where memory runs out, with half of the points and batches."""
     strategy = job.ready.strategy
     with exact_arithmetic(), random_state_kept():
         while True:
             try:
                 size = strategy.points
                 parts = [indices[i : i + size] for i in range(0, len(indices), size)]
-                values = [_values(job, part, strategy) for part in parts]
+                values = [work(job, part, strategy) for part in parts]
                 return {n: np.concatenate([v[n] for v in values], axis=1) for n in values[0]}
             except torch.OutOfMemoryError:
                 strategy = _halved(strategy)
@@ -240,6 +271,20 @@ def _halved(strategy: Strategy) -> Strategy:
 def _values(job: _Job, indices: NDArray[np.int64], strategy: Strategy) -> Values:
     """Sums over the data at the points of one pass."""
     ready = job.ready
+    models, tensors = _at_points(job, indices, strategy)
+    splits = [
+        _sums(task, examples, models, tensors, strategy, job.keep_examples)
+        for task, examples in zip(ready.tasks, ready.examples, strict=True)
+    ]
+    longest = max(examples.num for examples in ready.examples)
+    return {name: np.stack([_padded(s[name], longest) for s in splits]) for name in splits[0]}
+
+
+def _at_points(
+    job: _Job, indices: NDArray[np.int64], strategy: Strategy, *, biased: bool = False
+) -> tuple[list[nn.Module], dict[str, Tensor]]:
+    """Private models, and the stacked tensors of the points with the statistics of the policy."""
+    ready = job.ready
     tensors, constants = _tensors(job, indices)
     streamed = any(examples.source is not None for examples in ready.examples)
     models = replicate(
@@ -251,20 +296,16 @@ def _values(job: _Job, indices: NDArray[np.int64], strategy: Strategy) -> Values
     )
     for model in models:
         install(model, constants)
-    if job.policy == "recalibrate":
+    if job.policy in RECALIBRATING and batch_norms(models[0]):
         tensors = recalibrate(
             models,
             tensors,
             partial(ready.moments.batches, strategy.moment_batch),
             vectorised=strategy.vectorised,
             one_batch=ready.moments.source is None and strategy.moment_batch >= ready.moments.num,
+            biased=biased,
         )
-    splits = [
-        _sums(task, examples, models, tensors, strategy, job.keep_examples)
-        for task, examples in zip(ready.tasks, ready.examples, strict=True)
-    ]
-    longest = max(examples.num for examples in ready.examples)
-    return {name: np.stack([_padded(s[name], longest) for s in splits]) for name in splits[0]}
+    return models, tensors
 
 
 def _sums(
@@ -371,6 +412,50 @@ def _constants(
     return {name: first[name] for name in fixed if name not in differing}, differing
 
 
+# --- repair --------------------------------------------------------------------------------------
+
+
+def _repaired(job: _Job) -> _Job:
+    """For REPAIR along a family, the job with corrections in the model and in the controls."""
+    if job.policy != "repair" or not isinstance(job.points_of, Family):
+        return job
+    (first, *others), controls = job.ready.tasks, job.points_of.controls
+    alone = replace(job, points_of=controls, coefficients=None)
+    with exact_arithmetic(), random_state_kept():
+        layers = _to_correct(job.ready, controls[0])
+    work = partial(_layer_moments, layers)
+    moments = _within_memory(work, alone, np.arange(len(controls))) if layers else {}
+    at_controls = {name: np.moveaxis(value[0], 1, 0) for name, value in moments.items()}
+    model, states = corrected(first.model, controls, at_controls, job.ready.dtype)
+    ready = replace(job.ready, tasks=(replace(first, model=model), *others))
+    return replace(job, ready=ready, points_of=replace(job.points_of, controls=states))
+
+
+def _to_correct(ready: Prepared, state: State) -> list[str]:
+    """Names of the layers to correct, seen at one of the controls."""
+    layout = ready.strategy.layout
+    (model,) = replicate(
+        ready.tasks[0].model, 1, device=ready.device, dtype=ready.dtype, layout=layout
+    )
+    state = match(state, model)
+    install(model, {name: state[name] for name in own_names(model) if name in state})
+    inputs, _ = next(ready.moments.batches(2))
+    return layers_to_correct(model, inputs)
+
+
+def _layer_moments(
+    layers: Sequence[str], job: _Job, indices: NDArray[np.int64], strategy: Strategy
+) -> Values:
+    """Means and biased variances (1, points, 2, units) of the outputs of layers."""
+    models, tensors = _at_points(job, indices, strategy, biased=True)
+    batches = partial(job.ready.moments.batches, strategy.moment_batch)
+    merged = layer_moments(models, tensors, layers, batches, vectorised=strategy.vectorised)
+    return {
+        name: torch.stack([m.mean, m.square / m.count], 1)[None].cpu().numpy()
+        for name, m in merged.items()
+    }
+
+
 # --- results --------------------------------------------------------------------------------------
 
 
@@ -380,7 +465,8 @@ def _labelled(
     """Values (splits, points, ...) as a dataset over the coordinates."""
     ready = job.ready
     several = len(ready.tasks) > 1
-    recalibrated = job.policy == "recalibrate"
+    recalibrated = job.policy in RECALIBRATING
+    repaired = {"repaired_layers": corrected_layers(ready.tasks[0].model)}
     finite = np.all(
         [np.isfinite(values[name]).all(0) for name in ready.tasks[0].measures()], axis=0
     )
@@ -410,6 +496,7 @@ def _labelled(
         device=str(ready.device),
         dtype=str(ready.dtype).removeprefix("torch."),
         strategy=dataclasses.asdict(ready.strategy),
+        **(repaired if job.policy == "repair" else {}),
     )
 
 

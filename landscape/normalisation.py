@@ -18,7 +18,19 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from landscape.engine import Call, run
 
-POLICIES = ("recalibrate", "interpolate", "keep")
+POLICIES = ("recalibrate", "interpolate", "keep", "repair")
+RECALIBRATING = ("recalibrate", "repair")
+
+
+class Correction(_BatchNorm):
+    """A batch norm behind a layer that has none, for outputs (n, channels, ...) of any dimension.
+
+    Its stored variance is the one of the data, without the factor n / (n - 1) of torch, so that
+    moments come out as they were set. `repair` says where corrections stand.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Everything with channels will do."""
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -44,20 +56,21 @@ def statistics_names(model: nn.Module) -> list[str]:
 def check_policy(model: nn.Module, policy: str | None) -> str:
     """The policy to use: `"recalibrate"` by default, `"none"` for models without statistics.
 
-    Raises `ValueError` for an unknown policy and for tracked instance norm under recalibration.
+    `"repair"` is for all models, since it is not about their own statistics only. Raises
+    `ValueError` for an unknown policy and for tracked instance norm under recalibration.
     """
-    if not statistics_names(model):
+    tracked = {name.rpartition(".")[0] for name in statistics_names(model)}
+    if not tracked and policy in (None, "none", "recalibrate", "interpolate", "keep"):
         return "none"
     policy = policy or "recalibrate"
     if policy not in POLICIES:
         raise ValueError(f"batch_norm must be one of {', '.join(POLICIES)}, got {policy!r}")
-    if policy == "recalibrate":
-        tracked = {name.rpartition(".")[0] for name in statistics_names(model)}
-        if others := sorted(tracked - set(batch_norms(model))):
-            raise ValueError(
-                f"cannot recalibrate {', '.join(others[:5])}: instance norm with running "
-                "statistics is no batch norm; use batch_norm='interpolate' or 'keep'"
-            )
+    others = sorted(tracked - set(batch_norms(model)))
+    if others and policy in RECALIBRATING:
+        raise ValueError(
+            f"cannot recalibrate {', '.join(others[:5])}: instance norm with running "
+            "statistics is no batch norm; use batch_norm='interpolate' or 'keep'"
+        )
     return policy
 
 
@@ -68,18 +81,20 @@ def recalibrate(
     *,
     vectorised: bool,
     one_batch: bool,
+    biased: bool = False,
 ) -> dict[str, Tensor]:
     """The stacked tensors of K points with running statistics of exactly these data.
 
     Layers become exact in the order in which the data reach them: a layer's moments are taken once
     all layers before it normalise with moments of all the data. `one_batch` says that `batches`
     gives one batch; then all layers are exact after one pass. Otherwise each layer needs a pass,
-    which stops behind it. The stored variance is the unbiased one, as in torch.
+    which stops behind it. The stored variance is the unbiased one, as in torch, except in a
+    `Correction`, or if all are to be `biased`: the moments with which the layers see these data.
 
     Raises `ValueError` if a layer is used twice or sees a single value per channel.
     """
     layers = batch_norms(models[0])
-    observer = _Observer()
+    observer = Observer()
     result, unbiased = dict(tensors), {}
     for model in models:
         for name, module in batch_norms(model).items():
@@ -88,10 +103,10 @@ def recalibrate(
         if not one_batch:  # one batch all through the model shows layers that are used twice
             one_point = {name: tensor[:1] for name, tensor in tensors.items()}
             first = next(batches())
-            _merged(models[:1], one_point, lambda: iter([first]), observer, vectorised=False)
+            merged_moments(models[:1], one_point, lambda: iter([first]), observer, vectorised=False)
             observer.stop = True
         while observer.exact < layers.keys():
-            merged = _merged(models, result, batches, observer, vectorised=vectorised)
+            merged = merged_moments(models, result, batches, observer, vectorised=vectorised)
             if not merged:  # what is left are layers that the model does not use
                 break
             for name, moments in merged.items():
@@ -103,7 +118,8 @@ def recalibrate(
                 mean, var = entry(name, "running_mean"), entry(name, "running_var")
                 result[mean] = moments.mean.to(tensors[mean].dtype)
                 result[var] = (moments.square / moments.count).to(tensors[var].dtype)
-                unbiased[var] = (moments.square / (moments.count - 1)).to(tensors[var].dtype)
+                if not biased and not isinstance(layers[name], Correction):
+                    unbiased[var] = (moments.square / (moments.count - 1)).to(tensors[var].dtype)
             observer.exact.update(merged)
     finally:
         for model in models:
@@ -118,20 +134,28 @@ def entry(module: str, leaf: str) -> str:
 
 
 @dataclass
-class _Observer:
-    """What batch-norm layers see in the forward pass of one model; `exact` ones only normalise."""
+class Observer:
+    """What layers see in the forward pass of one model; `exact` batch norms only normalise."""
 
     stop: bool = False
     exact: set[str] = field(default_factory=set)
     seen: dict[str, Tensor] = field(default_factory=dict)  # (2, channels): mean and variance
     counts: dict[str, int] = field(default_factory=dict)
 
+    def see(self, name: str, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the mean and the biased variance of values (n, channels, ...) and give them."""
+        dims = [dim for dim in range(values.ndim) if dim != 1]
+        var, mean = torch.var_mean(values, dims, correction=0)
+        self.counts[name] = values.numel() // values.shape[1]
+        self.seen[name] = torch.stack([mean, var])
+        return mean, var
+
 
 class _Stop(Exception):  # noqa: N818
     """Ends a forward pass behind the layer whose moments were wanted."""
 
 
-def _forward(module: _BatchNorm, name: str, observer: _Observer, inputs: Tensor) -> Tensor:
+def _forward(module: _BatchNorm, name: str, observer: Observer, inputs: Tensor) -> Tensor:
     """Batch norm in training mode over all data: with exact moments, or taking those of a batch."""
     mean, var = module.running_mean, module.running_var
     if name not in observer.exact:
@@ -140,16 +164,14 @@ def _forward(module: _BatchNorm, name: str, observer: _Observer, inputs: Tensor)
                 f"batch norm {name!r} is used twice in one forward pass, so its statistics have no "
                 "single meaning; use batch_norm='interpolate' or 'keep'"
             )
-        var, mean = torch.var_mean(inputs, [d for d in range(inputs.ndim) if d != 1], correction=0)
-        observer.counts[name] = inputs.numel() // inputs.shape[1]
-        observer.seen[name] = torch.stack([mean, var])
+        mean, var = observer.see(name, inputs)
         if observer.stop:
             raise _Stop
     return F.batch_norm(inputs, mean, var, module.weight, module.bias, False, 0.0, module.eps)
 
 
 @dataclass
-class _Moments:
+class Moments:
     """Counts (K, 1), means and sums of squared deviations (K, channels) in float64."""
 
     count: Tensor
@@ -165,15 +187,15 @@ class _Moments:
         self.count[rows] += count  # last: `old` is a view of it
 
 
-def _merged(
+def merged_moments(
     models: Sequence[nn.Module],
     tensors: Mapping[str, Tensor],
     batches: Callable[[], Iterator[tuple[Any, Any]]],
-    observer: _Observer,
+    observer: Observer,
     *,
     vectorised: bool,
-) -> dict[str, _Moments]:
-    """Moments over all batches of the layers that this pass can make exact."""
+) -> dict[str, Moments]:
+    """Moments over all batches of what the observer sees in one pass."""
 
     def observe(call: Call, inputs: Any, targets: Any) -> dict[str, Tensor]:
         observer.seen.clear()
@@ -182,12 +204,12 @@ def _merged(
         return dict(observer.seen)
 
     num = len(next(iter(tensors.values())))
-    merged: dict[str, _Moments] = {}
+    merged: dict[str, Moments] = {}
     for rows, values in run(models, tensors, batches, observe, vectorised=vectorised):
         for name, pair in values.items():
             mean, var = pair.double().unbind(1)
             if name not in merged:
                 zeros = mean.new_zeros(num, mean.shape[1])
-                merged[name] = _Moments(zeros[:, :1].clone(), zeros, zeros.clone())
+                merged[name] = Moments(zeros[:, :1].clone(), zeros, zeros.clone())
             merged[name].merge(rows, observer.counts[name], mean, var)
     return merged

@@ -112,12 +112,18 @@ def test_large_offsets_do_not_cost_precision():
 def test_policies():
     model = Residual()
     assert check_policy(model, None) == "recalibrate"
-    assert check_policy(nn.Linear(2, 2), "keep") == "none"
+    for policy in (None, "none", "recalibrate", "interpolate", "keep"):
+        assert check_policy(nn.Linear(2, 2), policy) == "none"
+    assert check_policy(nn.Linear(2, 2), "repair") == check_policy(model, "repair") == "repair"
     assert list(batch_norms(model)) == ["stem.1", "branch.1", "head.1"]
     assert len(statistics_names(model)) == 6
     assert statistics_names(nn.BatchNorm1d(2)) == ["running_mean", "running_var"]
-    with pytest.raises(ValueError, match="one of recalibrate, interpolate, keep, got 'refresh'"):
+    with pytest.raises(
+        ValueError, match="one of recalibrate, interpolate, keep, repair, got 'refresh'"
+    ):
         check_policy(model, "refresh")
+    with pytest.raises(ValueError, match="got 'repiar'"):
+        check_policy(nn.Linear(2, 2), "repiar")
     with pytest.raises(ValueError, match="cannot recalibrate 0: instance norm"):
         check_policy(nn.Sequential(nn.InstanceNorm2d(2, track_running_stats=True)), None)
 
