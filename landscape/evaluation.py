@@ -193,6 +193,32 @@ def prepare(
     return Prepared(tasks, tuple(arranged), moments, strategy, where, dtype)
 
 
+def placing(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that `prepare` takes, those that are its alone removed."""
+    alone = {k: options.pop(k) for k in ("device", "dtype", "strategy") if k in options}
+    return alone | {k: options[k] for k in ("batch_norm", "batch_norm_examples") if k in options}
+
+
+def outputs_at(
+    ready: Prepared,
+    points_of: Family | Sequence[State],
+    coefficients: NDArray[np.float64] | None = None,
+    *,
+    batch_norm: str | None = None,
+) -> list[NDArray[np.float64]]:
+    """The model's outputs for all examples, as `evaluate` has them: for each task (points, n, ...).
+
+    The points are states, or have `coefficients` (points, m) in the m controls of a family.
+
+    Raises `ValueError` if an output is no tensor.
+    """
+    policy = check_policy(ready.tasks[0].model, batch_norm)
+    job = _repaired(_Job(ready, points_of, coefficients, policy, keep_examples=False))
+    num = len(coefficients if coefficients is not None else points_of)  # type: ignore[arg-type]
+    found = _within_memory(_outputs, job, np.arange(num))
+    return [found[task.name][0] for task in ready.tasks]
+
+
 @dataclass(frozen=True, eq=False)
 class _Job:
     """All that a chunk of points is evaluated from."""
@@ -342,6 +368,27 @@ def _sums(
             rows_of = torch.stack([torch.cat(row) for row in kept[name]])
             result[f"{name}_examples"] = rows_of.cpu().numpy()
     return result
+
+
+def _outputs(job: _Job, indices: NDArray[np.int64], strategy: Strategy) -> Values:
+    """The model's outputs (1, points, n, ...) for each task, under its name."""
+    models, tensors = _at_points(job, indices, strategy)
+    result = {}
+    for task, examples in zip(job.ready.tasks, job.ready.examples, strict=True):
+        kept: list[list[Tensor]] = [[] for _ in indices]
+        batches = partial(examples.batches, strategy.batch_size)
+        for rows, values in run(models, tensors, batches, _output, vectorised=strategy.vectorised):
+            for row, one in zip(range(len(indices))[rows], values["outputs"], strict=True):
+                kept[row].append(one.double())
+        result[task.name] = torch.stack([torch.cat(row) for row in kept])[None].cpu().numpy()
+    return result
+
+
+def _output(call: Call, inputs: Any, targets: Any) -> dict[str, Tensor]:
+    outputs = call(inputs)
+    if not isinstance(outputs, Tensor):
+        raise ValueError(f"the model's outputs must be one tensor, got {type(outputs).__name__}")
+    return {"outputs": outputs}
 
 
 def _tensors(job: _Job, indices: NDArray[np.int64]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
