@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from landscape import evaluation, examples, families
 from landscape.datasets import Batches
-from landscape.evaluation import evaluate, prepare
+from landscape.evaluation import evaluate, outputs_at, prepare
 from landscape.strategy import Strategy
 from landscape.task import Task, load_tasks, wrong
 
@@ -153,6 +153,27 @@ def test_prepared_tasks_can_stand_for_the_tasks():
     ready = prepare(task, states)
     assert prepare(ready, states) is ready
     assert_array_equal(evaluate(ready, states)["loss"], evaluate(task, states)["loss"])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+def test_outputs_are_those_of_the_model_for_all_examples(strategy):
+    case = CASES["residual"]
+    train, states = case.task(), [as_double(state) for state in case.states()]
+    few = train.data.subset(torch.arange(11))
+    tasks = [train, Task("few", train.model, train.loss, few)]
+    ready = prepare(tasks, states, strategy=strategy, dtype=torch.float64)
+    line = families.line(*states)
+    found = outputs_at(ready, line, np.array([[0, 1], [0.5, 0.5]]), batch_norm="interpolate")
+    assert [part.shape for part in found] == [(2, 46, 3), (2, 11, 3)]
+    for k, t in enumerate((1.0, 0.5)):
+        model = copy.deepcopy(train.model).double().eval()
+        model.load_state_dict(line.at(t))
+        with torch.no_grad():
+            expected = torch.cat([model(inputs.double()) for inputs, _ in train.data])
+        assert_allclose(found[0][k], expected, rtol=1e-10)
+        assert_allclose(found[1][k], expected[:11], rtol=1e-10)
+    alone = outputs_at(ready, states[1:], batch_norm="keep")
+    assert_allclose(alone[0][0], found[0][0], rtol=1e-14)
 
 
 # --- the user's things ----------------------------------------------------------------------------

@@ -1,4 +1,5 @@
 import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
@@ -268,6 +269,19 @@ def test_prepared_tasks_workers_chunks_and_streams_give_the_same(monkeypatch):
         strategy = Strategy(points=3, vectorised=vectorised)
         streamed = double(task, line, T, strategy=strategy)["loss"]
         assert_allclose(streamed, expected, rtol=1e-12)
+
+
+def test_a_job_with_corrections_travels_to_other_processes():
+    task, a, b = problem("half normalised")
+    ready = prepare(task, [a], dtype=torch.float64, strategy=STRATEGIES["loop"])
+    coefficients = np.array([[0.75, 0.25], [0.5, 0.5]])
+    job = evaluation._repaired(
+        evaluation._Job(ready, families.Family((a, b), np.asarray), coefficients, "repair", False)
+    )
+    here, there = (
+        evaluation._chunk(j, np.arange(2)) for j in (job, pickle.loads(pickle.dumps(job)))
+    )
+    assert_array_equal(here["loss"], there["loss"])
 
 
 def test_the_policy_reaches_analyses_and_a_strategy_of_its_own():
