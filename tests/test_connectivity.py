@@ -216,3 +216,10 @@ def test_what_cannot_be_joined_is_refused():
     small = {name: t[:2] for name, t in a.items()}
     with pytest.raises(ValueError, match="give the two states that it was trained between"):
         curve_of(curve, small, small)
+
+
+def test_diagnostics_compare_a_curve_with_its_ends():
+    case = CASES["mlp"]
+    result = connect(case.task(), *case.states(), epochs=1, points=3, diagnostics=True)
+    assert result["disagreement_a"][0] == result["disagreement_b"][-1] == 0
+    assert (result["entropy"] > 0).all()

@@ -1,6 +1,6 @@
 import numpy as np
 import torch
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from test_connectivity import at, double, point_task
 
 from landscape.analyses.connectivity import curve_of
@@ -21,13 +21,13 @@ def test_the_path_leads_over_the_pass():
     seen = []
     result = minimum_energy_path(
         task, a, b, epochs=150, lr=0.01, batch_size=4, cycles=4, max_pivots=12,
-        on_cycle=lambda family, cycle: seen.append((cycle, len(family.controls))), **double,
+        on_band=seen.append, **double,
     )  # fmt: skip
     assert_allclose(result["loss"].max(), 1.0, atol=0.05)
     numbers = result["num_pivots"].values
     assert numbers[0] == 3
     assert numbers[-1] == result.sizes["bend"] > 3
-    assert seen == [(i + 1, n + 2) for i, n in enumerate(numbers)]
+    assert [one.numbers for one in seen] == [list(numbers[: i + 1]) for i in range(4)]
     family = curve_of(result, a, b)
     assert torch.equal(family.controls[0]["w"], a["w"])
     steps = np.diff(
@@ -59,3 +59,14 @@ def test_a_path_that_diverges_keeps_the_last_good_pivots():
     assert result.attrs["diverged"] > 0
     assert_allclose(result["bends"].values[1], [0, 0.75])  # as it was at the start
     assert np.isfinite(result["loss"]).all()
+
+
+def test_a_stopped_search_goes_on_to_the_same_path():
+    task, a, b = point_task(pass_over), at(-1.0, 0.0), at(1.0, 0.0)
+    options = {"epochs": 5, "lr": 0.01, "batch_size": 4, "cycles": 3, **double}
+    seen = []
+    whole = minimum_energy_path(task, a, b, on_band=seen.append, **options)
+    resumed = minimum_energy_path(task, a, b, band=seen[0], **options)
+    assert_array_equal(resumed["bends"], whole["bends"])
+    assert_array_equal(resumed["training_loss"], whole["training_loss"])
+    assert whole.sizes["epoch"] == 15

@@ -159,3 +159,57 @@ def test_what_cannot_be_asked():
         bootstrap_interval(np.zeros((2, 1)), lambda m: m[:, 0])
     with pytest.raises(ValueError, match="level must lie between 0 and 1, got 95"):
         bootstrap_interval(np.zeros((2, 5)), lambda m: m[:, 0], level=95)
+
+
+def test_a_path_leads_through_all_its_states():
+    case = CASES["residual"]
+    states = case.states(3)
+    task = case.task()
+    result = interpolate(task, *states, points=4, dtype=torch.float64)
+    assert_array_equal(result["t"], [0, 1 / 3, 0.5, 2 / 3, 1])  # the knot is added
+    first = interpolate(task, *states[:2], points=[0, 2 / 3, 1], dtype=torch.float64)
+    assert_allclose(result["loss"][:3], first["loss"], rtol=1e-12)
+    own = evaluate(task, states, batch_norm="keep", dtype=torch.float64)
+    assert_allclose(result["own_loss"].dropna("t"), own["loss"], rtol=1e-12)
+    assert_allclose(result.attrs["distance"], distance(states[0], states[2]))
+
+
+@pytest.mark.parametrize("layers", ["each", "blocks", ["stem", "head.0"]])
+def test_layers_move_one_by_one(layers):
+    case = CASES["residual"]
+    a, b = case.states()
+    result = interpolate(case.task(), a, b, points=3, layers=layers, dtype=torch.float64)
+    names = {
+        "each": ["stem.0", "stem.1", "branch.0", "branch.1", "head.0", "head.1", "head.2"],
+        "blocks": ["stem", "branch", "head"],
+    }.get(layers if isinstance(layers, str) else "", layers)
+    assert result["layer"].values.tolist() == names
+    for name in names:
+        mixed = {n: (t + b[n]) / 2 if n.startswith(name) and t.is_floating_point() else t
+                 for n, t in a.items()}  # fmt: skip
+        alone = evaluate(case.task(), [mixed], batch_norm="recalibrate", dtype=torch.float64)
+        assert_allclose(result["loss"].sel(layer=name, t=0.5), alone["loss"][0], rtol=1e-6)
+    assert barrier(result)["loss"].dims == ("layer",)
+
+
+def test_what_cannot_be_moved_alone_is_refused():
+    case = CASES["residual"]
+    a, b = case.states()
+    with pytest.raises(ValueError, match="no tensor of the model is named 'stemm'"):
+        interpolate(case.task(), a, b, layers=["stemm"])
+    with pytest.raises(ValueError, match="not for a path"):
+        interpolate(case.task(), a, b, a, layers="each")
+    with pytest.raises(ValueError, match="choose layers or align"):
+        interpolate(case.task(), a, b, layers="each", align=True)
+
+
+def test_diagnostics_compare_with_both_ends():
+    case = CASES["mlp"]
+    a, b = case.states()
+    plain = interpolate(case.task(), a, b, points=3)
+    result = interpolate(case.task(), a, b, points=3, diagnostics=True)
+    assert_array_equal(result["loss"], plain["loss"])
+    assert_array_equal(result["own_error"], plain["own_error"])
+    assert result["disagreement_a"][0] == result["disagreement_b"][-1] == 0
+    assert result["disagreement_a"][-1] == result["disagreement_b"][0] > 0
+    assert not [name for name in result if "gap" in str(name)]

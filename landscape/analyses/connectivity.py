@@ -18,8 +18,9 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from landscape.analyses.diagnostics import combined, with_diagnostics
 from landscape.descent import FlatModel, Recipe, Snapshot, Trainable, descend, flat_model, shuffled
-from landscape.evaluation import Prepared, Tasks, evaluate, prepare
+from landscape.evaluation import Prepared, Tasks, evaluate, placing, prepare
 from landscape.families import Family, bezier, polychain
 from landscape.maths.curves import arc_length, path_mean
 from landscape.results import dataset
@@ -42,6 +43,7 @@ def connect(
     start: State | Sequence[State] | None = None,
     free_ends: bool = False,
     points: int | ArrayLike = 61,
+    diagnostics: bool = False,
     snapshot: Snapshot | None = None,
     on_snapshot: Callable[[Snapshot], None] | None = None,
     progress: bool | None = False,
@@ -57,8 +59,10 @@ def connect(
     mini-batch (Garipov et al. 2018, section 3.2), with batch norm and dropout in training mode.
 
     Other arguments. `points`: a number of equidistant t or the values; the knots of a chain are
-    added. `snapshot`: of an earlier call with the same arguments, from which training goes on;
-    `on_snapshot` sees one after each epoch. Options that are no part of a recipe go to `evaluate`.
+    added. `diagnostics`: also compare the predictions with those of both ends (see
+    `analyses.diagnostics`). `snapshot`: of an earlier call with the same arguments, from which
+    training goes on; `on_snapshot` sees one after each epoch. Options that are no part of a recipe
+    go to `evaluate`.
 
     Returns the variables of `evaluate` along `t`, and
     - `arc_length`, the length of the curve up to t, and `weight_norm`, that of the parameters at t;
@@ -79,7 +83,7 @@ def connect(
     t = np.linspace(0, 1, points) if isinstance(points, int) else np.asarray(points, float)
     if curve == "polychain":
         t = np.union1d(t, knots_of(family))
-    result = along(ready, family, t, recipe, **options)
+    result = along(ready, family, t, recipe, diagnostics=diagnostics, **options)
     title = f"Trained curve ({curve}) at {len(t)} points"
     return described(result, last, recipe, title=title, curve=curve)
 
@@ -201,11 +205,21 @@ def train(
 
 
 def along(
-    ready: Prepared, family: Family, t: ArrayLike, recipe: Recipe, **options: Any
+    ready: Prepared,
+    family: Family,
+    t: ArrayLike,
+    recipe: Recipe,
+    *,
+    diagnostics: bool = False,
+    **options: Any,
 ) -> xr.Dataset:
     """Some points of a curve: the variables of `evaluate`, lengths and norms, and the bends."""
     t = np.asarray(t, float)
-    result = evaluate(ready, family, t, **options)
+    if diagnostics:
+        compared = with_diagnostics(ready, family, batch_norm=options.get("batch_norm"))
+        result = combined(evaluate(compared, family, t, **options))
+    else:
+        result = evaluate(ready, family, t, **options)
     model = training_task(ready.tasks).model
     states = [match(state, model) for state in family.controls]
     names = [name for name, _ in model.named_parameters()]
@@ -260,12 +274,6 @@ def rows_of(states: Sequence[State], flat: FlatModel, task: Task) -> Tensor:
     matched = [match(state, task.model) for state in states]
     weights = flat.weights
     return flatten(matched, flat.names, dtype=weights.dtype, device=weights.device)
-
-
-def placing(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that `prepare` takes, those that are its alone removed."""
-    alone = {k: options.pop(k) for k in ("device", "dtype", "strategy") if k in options}
-    return alone | {k: options[k] for k in ("batch_norm", "batch_norm_examples") if k in options}
 
 
 def with_rows(family: Family, rows: Tensor, model: nn.Module, free: ArrayLike) -> Family:

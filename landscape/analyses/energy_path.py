@@ -6,27 +6,41 @@ pivots equidistant; a new pivot is inserted where the loss between two pivots is
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
+from torch import Tensor, nn
 
 from landscape.analyses.connectivity import (
     RECIPE,
     Array,
     along,
     described,
-    placing,
     rows_of,
     with_rows,
 )
 from landscape.descent import FlatModel, Recipe, Snapshot, Trainable, descend, flat_model, shuffled
-from landscape.evaluation import Prepared, Tasks, evaluate, prepare
+from landscape.evaluation import Prepared, Tasks, evaluate, placing, prepare
 from landscape.families import Family, polychain
-from landscape.states import State
+from landscape.states import State, flatten, match
 from landscape.task import Task, training_task
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """A chain after some cycles, from which the search goes on; plain values, on the CPU.
+
+    `rows` (n, P) are the pivots that the next cycle begins with, `losses` those of each epoch so
+    far, `numbers` the pivots in each cycle. `diverged` is 0, or the epoch where the search ended.
+    """
+
+    rows: Tensor
+    losses: list[float] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    diverged: int = 0
 
 
 def minimum_energy_path(
@@ -39,8 +53,10 @@ def minimum_energy_path(
     threshold: float = 0.2,
     sub_pivots: int = 9,
     max_pivots: int = 20,
-    on_cycle: Callable[[Family, int], None] | None = None,
     points_per_segment: int = 10,
+    diagnostics: bool = False,
+    band: Band | None = None,
+    on_band: Callable[[Band], None] | None = None,
     progress: bool | None = False,
     **options: Any,
 ) -> xr.Dataset:
@@ -55,36 +71,70 @@ def minimum_energy_path(
     straight line between its pivots by more than `threshold` times the range of losses on the
     path, a pivot is inserted at the worst point, up to `max_pivots`.
 
-    Other arguments. `on_cycle` sees the family and the number of cycles done. The result has
-    `points_per_segment` points in each segment. Further options go to `evaluate`.
+    Other arguments. The result has `points_per_segment` points in each segment. `band`: of an
+    earlier call with the same arguments, from which the search goes on; `on_band` sees one after
+    each cycle. `diagnostics` is as in `connect`. Further options go to `evaluate`.
 
     Returns what `connect` returns, with the pivots as `bends`, and `num_pivots` for each cycle.
     """
     recipe = Recipe(**{name: options.pop(name) for name in RECIPE if name in options})
+    ready = prepare(task, polychain(a, b), **placing(options))
+    search: dict[str, Any] = {"cycles": cycles, "threshold": threshold, "sub_pivots": sub_pivots}
+    family, band = find_path(
+        ready, a, b, recipe, pivots=pivots, max_pivots=max_pivots, band=band, on_band=on_band,
+        progress=progress, **search, **options,
+    )  # fmt: skip
+    t = np.linspace(0, 1, points_per_segment * (len(family.controls) - 1) + 1)
+    result = along(ready, family, t, recipe, diagnostics=diagnostics, **options)
+    return path_described(result, band, recipe)
+
+
+def find_path(
+    ready: Prepared,
+    a: State,
+    b: State,
+    recipe: Recipe,
+    *,
+    cycles: int = 4,
+    pivots: int = 3,
+    threshold: float = 0.2,
+    sub_pivots: int = 9,
+    max_pivots: int = 20,
+    band: Band | None = None,
+    on_band: Callable[[Band], None] | None = None,
+    progress: bool | None = False,
+    **options: Any,
+) -> tuple[Family, Band]:
+    """The search of `minimum_energy_path`: the path, and how it was found."""
+    model = training_task(ready.tasks).model
     straight = polychain(a, b)
-    ready = prepare(task, straight, **placing(options))
-    inner = [straight.at(position) for position in np.linspace(0, 1, pivots + 2)[1:-1]]
-    family = polychain(a, *inner, b)
-    losses: list[float] = []
-    numbers = []
-    for cycle in range(cycles):
+    if band is None:
+        inner = [straight.at(position) for position in np.linspace(0, 1, pivots + 2)[1:-1]]
+        family, band = polychain(a, *inner, b), Band(torch.empty(0))
+    else:
+        family = _chain(a, b, band.rows, model)
+    while len(band.numbers) < cycles and not band.diverged:
+        cycle = len(band.numbers)
         seeded = dataclasses.replace(recipe, seed=recipe.seed + cycle)
+        numbers = [*band.numbers, len(family.controls) - 2]
         family, last = relax(ready, family, seeded, progress=progress)
-        numbers.append(len(family.controls) - 2)
-        losses += last.losses
-        if on_cycle is not None:
-            on_cycle(family, cycle + 1)
-        if last.diverged:
-            last = dataclasses.replace(last, diverged=len(losses) + 1)
-            break
-        if cycle < cycles - 1:
+        diverged = len(band.losses) + last.diverged if last.diverged else 0
+        if cycle < cycles - 1 and not diverged:
             room = max_pivots - numbers[-1]
             family = _refined(ready, family, threshold, sub_pivots, room, options)
-    t = np.linspace(0, 1, points_per_segment * (len(family.controls) - 1) + 1)
-    result = along(ready, family, t, recipe, **options)
-    result["num_pivots"] = ("cycle", numbers, {"long_name": "pivots between the ends"})
-    last = dataclasses.replace(last, losses=losses)
-    title = f"Minimum-energy path with {numbers[-1]} pivots"
+        rows = _rows(family, model, ready.dtype)
+        band = Band(rows, band.losses + last.losses, numbers, diverged)
+        if on_band is not None:
+            on_band(band)
+    return family, band
+
+
+def path_described(result: xr.Dataset, band: Band, recipe: Recipe) -> xr.Dataset:
+    """The points of a path, with what is known of the search."""
+    words = {"long_name": "pivots between the ends"}
+    result["num_pivots"] = ("cycle", band.numbers, words)
+    title = f"Minimum-energy path with {result.sizes['bend']} pivots"
+    last = Snapshot(len(band.losses), band.rows, band.losses, band.diverged)
     return described(result, last, recipe, title=title, curve="polychain")
 
 
@@ -117,6 +167,21 @@ def relax(
     free = np.ones(len(chain), bool)
     free[[0, -1]] = False
     return with_rows(family, last.rows, task.model, free), last
+
+
+def _rows(family: Family, model: nn.Module, dtype: torch.dtype) -> Tensor:
+    """The pivots between the ends as rows (n, P)."""
+    states = [match(state, model) for state in family.controls[1:-1]]
+    return flatten(states, [name for name, _ in model.named_parameters()], dtype=dtype)
+
+
+def _chain(a: State, b: State, rows: Tensor, model: nn.Module) -> Family:
+    """The chain through two states with rows (n, P) as its pivots."""
+    straight = polychain(a, b)
+    inner = [straight.at(position) for position in np.linspace(0, 1, len(rows) + 2)[1:-1]]
+    free = np.ones(len(rows) + 2, bool)
+    free[[0, -1]] = False
+    return with_rows(polychain(a, *inner, b), rows, model, free)
 
 
 def _loss_at(

@@ -1,15 +1,18 @@
 """Are two solutions connected by a straight line, and how high is the barrier between them?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
+from torch import nn
 
-from landscape.evaluation import Tasks, evaluate, prepare
-from landscape.families import line
+from landscape.analyses.diagnostics import combined, with_diagnostics
+from landscape.evaluation import Prepared, Tasks, evaluate, placing, prepare
+from landscape.families import polychain
 from landscape.maths.curves import excess
 from landscape.maths.resampling import bootstrap_interval
 from landscape.results import STATUS, dataset
@@ -22,44 +25,125 @@ def interpolate(
     task: Tasks,
     a: State,
     b: State,
-    *,
+    *further: State,
     points: int | ArrayLike = 25,
-    batch_norm: str | None = None,
-    batch_norm_examples: int | None = None,
+    layers: str | Sequence[str] | None = None,
+    align: bool | str | State = False,
+    diagnostics: bool = False,
     **options: Any,
 ) -> xr.Dataset:
-    """Evaluate tasks on the straight line w(t) = (1 - t) a + t b.
+    """Evaluate tasks on the straight line w(t) = (1 - t) a + t b, or on a path through more states.
 
-    `points`: a number of equidistant points from 0 to 1, both included, or the values of t.
-    `batch_norm`, `batch_norm_examples` and further options are those of `evaluate`.
+    Main arguments. `points`: a number of equidistant points from 0 to 1, both included, or the
+    values of t. With `further` states the path is the polygonal chain through all of them, each
+    segment with the same share of [0, 1]; its knots are added to a number of points. `layers`: move
+    one part of the network at a time and keep the rest as in `a`: `"each"` module with parameters,
+    `"blocks"` (the model's children), or name patterns such as `["conv*", "head"]`. `align`: also
+    evaluate the line to `b` with its units permuted to match those of `a`: True or `"weights"`,
+    `"activations"` (see `align`), or the aligned state itself. `diagnostics`: also compare the
+    predictions with those of both ends (see `analyses.diagnostics`). Further options go to
+    `evaluate`.
 
-    Returns the variables of `evaluate` along `t`. Where the line passes through `a` (t = 0) or `b`
-    (t = 1), `own_loss` and the like are the values that the checkpoint has with its own batch-norm
-    statistics; elsewhere they are NaN. The attribute `distance` is the Euclidean distance of the
-    weights. (Goodfellow et al. 2015; Frankle et al. 2020.)
+    Returns the variables of `evaluate` along `t`; along `layer` or `alignment` (`"raw"`,
+    `"aligned"`) too where that is asked. Where the path passes through a state, `own_loss` and the
+    like are the values that it has with its own batch-norm statistics; elsewhere they are NaN. The
+    attribute `distance` is the Euclidean distance of the weights of both ends. (Goodfellow et al.
+    2015; Frankle et al. 2020; by layers: Vlaar and Frankle 2022, section 5.)
     """
-    t = np.linspace(0, 1, points) if isinstance(points, int) else np.asarray(points, float)
-    family = line(a, b)
-    placing = {k: options.pop(k) for k in ("device", "dtype", "strategy") if k in options}
-    policy: dict[str, Any] = {"batch_norm": batch_norm, "batch_norm_examples": batch_norm_examples}
-    ready = prepare(task, family, **policy, **placing)
-    result = evaluate(ready, family, t, **policy, **options)
-    ends = [end for end in (0.0, 1.0) if end in t]
-    kept = result.sel(t=ends).transpose(..., "t")
-    if result.attrs["batch_norm"] == "recalibrate" and ends:
-        kept = evaluate(ready, [(a, b)[int(end)] for end in ends], batch_norm="keep")
-    for name in ready.tasks[0].measures():
-        own = np.full(result[name].shape, np.nan)
-        for position, end in enumerate(ends):
-            own[..., t == end] = kept[name].values[..., position, None]
-        words = {"long_name": f"{name} with the checkpoint's own statistics"}
-        result[f"own_{name}"] = (result[name].dims, own, words)
-    result["t"].attrs["long_name"] = "position t on the line"
+    states = [a, b, *further]
+    knots = np.linspace(0, 1, len(states))
+    t = np.asarray(points, float)
+    if isinstance(points, int):
+        t = np.union1d(np.linspace(0, 1, points), knots)
+    ready = prepare(task, polychain(*states), **placing(options))
+    model, measures = ready.tasks[0].model, list(ready.tasks[0].measures())
+    if diagnostics:
+        ready = with_diagnostics(ready, [a, states[-1]], batch_norm=options.get("batch_norm"))
+    path = partial(_path, ready, t=t, measures=measures, options=options)
+    if len(states) > 2 and (layers is not None or align is not False):
+        raise ValueError("layers and align are for a line between two states, not for a path")
+    if layers is not None and align is not False:
+        raise ValueError("choose layers or align: a layer alone has no units to permute freely")
+    if layers is not None:
+        parts = parts_of(model, layers)
+        results = [path([a, _moved(a, b, names)]) for names in parts.values()]
+        words = {"long_name": "the part that moves"}
+        index = xr.DataArray(list(parts), dims="layer", name="layer", attrs=words)
+        result = xr.concat(results, dim=index, combine_attrs="override")
+    elif align is not False:
+        from landscape.analyses.alignment import align as aligned
+
+        method = "weights" if align is True else align
+        permuted = aligned(ready, a, b, method=method) if isinstance(method, str) else method
+        lines = [path([a, end]) for end in (b, permuted)]
+        index = xr.DataArray(["raw", "aligned"], dims="alignment", name="alignment")
+        result = xr.concat(lines, dim=index, combine_attrs="override")
+        result["alignment"].attrs["long_name"] = "units of the second state"
+        result.attrs["aligned_distance"] = distance(a, permuted)
+    else:
+        result = path(states)
+    result = combined(result) if diagnostics else result
     return result.assign_attrs(
         title=f"Linear interpolation at {len(t)} points",
         analysis="interpolation",
-        distance=distance(a, b),
+        distance=distance(a, states[-1]),
     )
+
+
+def parts_of(model: nn.Module, layers: str | Sequence[str]) -> dict[str, list[str]]:
+    """The parts of a model that are moved one by one: what each is called, and its tensors.
+
+    Raises `ValueError` for a pattern that fits nothing.
+    """
+    names = list(model.state_dict())
+    if layers == "each":
+        owners = (name for name, module in model.named_modules() if list(module.parameters(False)))
+        patterns = list(owners)
+    elif layers == "blocks":
+        patterns = [name for name, module in model.named_children() if list(module.parameters())]
+    else:
+        patterns = [layers] if isinstance(layers, str) else list(layers)
+    parts = {}
+    for pattern in patterns:
+        fits = (pattern, f"{pattern}.*") if pattern else ("*",)
+        parts[pattern] = [n for n in names if any(fnmatchcase(n, one) for one in fits)]
+        if not parts[pattern]:
+            raise ValueError(
+                f"no tensor of the model is named {pattern!r} or lies in a module of that name; "
+                f"its tensors are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+            )
+    return parts
+
+
+def _moved(a: State, b: State, names: Sequence[str]) -> State:
+    """The state `a` with some entries of `b`."""
+    return {**a, **{name: b[name] for name in names if name in b}}
+
+
+def _path(
+    ready: Prepared,
+    states: Sequence[State],
+    *,
+    t: Array,
+    measures: Sequence[str],
+    options: Mapping[str, Any],
+) -> xr.Dataset:
+    """The polygonal chain through states, with the measures that these have by themselves."""
+    family = polychain(*states)
+    result = evaluate(ready, family, t, **options)
+    knots = np.linspace(0, 1, len(states))
+    met = [number for number, knot in enumerate(knots) if knot in t]
+    kept = result.sel(t=knots[met]).transpose(..., "t")
+    if result.attrs["batch_norm"] in ("recalibrate", "repair") and met:
+        kept = evaluate(ready, [states[number] for number in met], batch_norm="keep")
+    for name in measures:
+        own = np.full(result[name].shape, np.nan)
+        for position, number in enumerate(met):
+            own[..., t == knots[number]] = kept[name].values[..., position, None]
+        words = {"long_name": f"{name} with the checkpoint's own statistics"}
+        result[f"own_{name}"] = (result[name].dims, own, words)
+    result["t"].attrs["long_name"] = f"position t on the {'line' if len(states) == 2 else 'path'}"
+    return result
 
 
 def barrier(

@@ -17,13 +17,12 @@ from landscape.analyses.connectivity import (
     RECIPE,
     Array,
     described,
-    placing,
     rows_of,
     weights_of,
     with_rows,
 )
 from landscape.descent import Recipe, Trainable, descend, flat_model, shuffled
-from landscape.evaluation import Tasks, evaluate, prepare
+from landscape.evaluation import Tasks, evaluate, placing, prepare
 from landscape.families import Family, simplex
 from landscape.states import State, check_alike, gram
 from landscape.task import training_task
