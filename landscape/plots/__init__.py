@@ -1,10 +1,20 @@
 """How does a result look in a paper? A dataset and axes in, axes out; nothing is computed here.
 
 `figure` picks the right plot for a result, `save_figure` writes it so that two runs give the same
-bytes. The style is `paper.mplstyle`, or any other that matplotlib knows.
+bytes; `write_vts` and `write_html` are for viewers in three dimensions. The style is
+`paper.mplstyle`, or any other that matplotlib knows.
 """
 
+from landscape.plots.export import write_html, write_vts
 from landscape.plots.figures import WIDTHS, figure, save_figure
+from landscape.plots.levels import colour_bar, levels_for
 from landscape.plots.lines import lines
+from landscape.plots.matrices import heatmap, matrix
+from landscape.plots.overlays import path
+from landscape.plots.steps import instability
+from landscape.plots.surfaces import contours, surface3d
 
-__all__ = ["WIDTHS", "figure", "lines", "save_figure"]
+__all__ = [
+    "WIDTHS", "colour_bar", "contours", "figure", "heatmap", "instability", "levels_for", "lines",
+    "matrix", "path", "save_figure", "surface3d", "write_html", "write_vts",
+]  # fmt: skip

@@ -1,6 +1,7 @@
 """Which plot suits a result, how wide is it, and how is it written?"""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import matplotlib as mpl
 import xarray as xr
 from matplotlib.figure import Figure
 
-from landscape.plots.lines import lines
+from landscape.plots import panels
+from landscape.plots.parts import measures, replacing
 
 STYLE = Path(__file__).with_name("paper.mplstyle")
 
@@ -32,34 +34,28 @@ def figure(
     y: list[str] | None = None,
     venue: str = "neurips",
     style: str | Path | None = None,
+    kind: str | None = None,
 ) -> Figure:
-    """Draw the figure that suits a result, one panel for each measure, as wide as a venue's column.
+    """Draw the figure that suits a result, as wide as a venue's column.
+
+    Along t, state or one axis of a surface: a panel of lines for each measure. Over a plane, a
+    matrix of runs, or layers and t: a panel for each measure (rows) and split (columns), the same
+    levels along a row; a volume has three slices as columns. Instability: a panel for each measure.
+    A trajectory without a surface: its path.
 
     `y`: the measures to draw, all by default. `venue`: a key of `WIDTHS`. `style`: a matplotlib
-    style or style file instead of the package's own.
+    style or style file instead of the package's own. `kind`: `"3d"` draws a plane as surfaces in
+    three dimensions, `"tsne"` a trajectory's embedding.
 
-    Raises `ValueError` for a result that has no plot, and for an unknown measure or venue.
+    Raises `ValueError` for a result that has no plot, and for an unknown measure, venue or kind.
     """
     if venue not in WIDTHS:
         raise ValueError(f"venue must be one of {', '.join(WIDTHS)}, got {venue!r}")
-    along = [dim for dim in ("t", "state") if dim in result.dims]
-    measures = [str(n) for n in result.data_vars if f"{n}_stderr" in result] if y is None else y
-    if not along or not measures:
-        raise ValueError(
-            f"there is no plot for the analysis {result.attrs.get('analysis')!r} with dimensions "
-            f"{', '.join(map(str, result.sizes)) or 'none'}; known: results along t or state"
-        )
+    if kind not in (None, "3d", "tsne"):
+        raise ValueError(f"kind must be '3d', 'tsne' or None, got {kind!r}")
     with mpl.rc_context(), _style(style):
-        height = 0.62 * WIDTHS[venue] / len(measures) + 0.35
-        fig = Figure(figsize=(WIDTHS[venue], height))
-        panels = fig.subplots(1, len(measures), squeeze=False)[0]
-        for ax, measure in zip(panels, measures, strict=True):
-            lines(result, ax, y=measure, x=along[0])
-            if along[0] == "t" and _has_ends(result):
-                _chords(result, ax, measure)
-        if "split" in result.dims:
-            panels[0].legend()
-        return fig
+        draw, names = _suited(result, kind)
+        return draw(result, names if y is None else y, WIDTHS[venue])
 
 
 def save_figure(
@@ -83,13 +79,8 @@ def save_figure(
     known = fig.canvas.get_supported_filetypes()
     if path.suffix.lstrip(".") not in known:
         raise ValueError(f"{path}: the ending must be one of {', '.join(sorted(known))}")
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        with mpl.rc_context(), _style(style):
-            fig.savefig(temporary, metadata=metadata.get(path.suffix))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, mpl.rc_context(), _style(style):
+        fig.savefig(temporary, metadata=metadata.get(path.suffix))
     return path
 
 
@@ -99,12 +90,38 @@ def _style(style: str | Path | None) -> Any:
     return matplotlib.style.context(str(style or STYLE))
 
 
-def _has_ends(result: xr.Dataset) -> bool:
-    return {0.0, 1.0} <= set(result["t"].values.tolist())
+def _suited(result: xr.Dataset, kind: str | None) -> tuple[panels.Draw, list[str]]:
+    """What draws a result, and the measures that it has: the first choice that fits."""
+    dims = {str(dim) for dim in result.dims}
+    choices: list[tuple[str | None, panels.Draw, list[str]]] = [
+        ("3d", panels.surfaces, measures(result, ("x", "y")) if "z" not in dims else []),
+        ("tsne", partial(panels.trajectory, view="tsne"), ["tsne"] * ("tsne_x" in result)),
+        (None, panels.instabilities, _unstable(result)),
+        (None, panels.matrices, measures(result, ("run", "other_run"))),
+        (None, panels.slices, measures(result, ("x", "y", "z"))),
+        (None, panels.planes, measures(result, ("x", "y"))),
+        (None, partial(panels.trajectory, view="pca"), ["path"] * ("path_x" in result)),
+        (None, partial(panels.trajectory, view="tsne"), ["tsne"] * ("tsne_x" in result)),
+        (None, panels.heatmaps, measures(result, ("layer", "t"))),
+        *((None, partial(panels.along, x=x), measures(result, (x,))) for x in ("t", "state", "x")),
+    ]
+    for wanted, draw, names in choices:
+        if wanted == kind and names:
+            return draw, names
+    what = "plot" if kind is None else f"plot of kind {kind!r}"
+    known = {
+        None: "results along t, state or x, over x and y (and z), over layer and t, matrices over "
+        "run and other_run, instability by branch step, trajectories",
+        "3d": "surfaces over x and y",
+        "tsne": "trajectories with tsne_x and tsne_y",
+    }[kind]
+    raise ValueError(
+        f"there is no {what} for the analysis {result.attrs.get('analysis')!r} with dimensions "
+        f"{', '.join(map(str, result.sizes)) or 'none'}; known: {known}"
+    )
 
 
-def _chords(result: xr.Dataset, ax: Any, measure: str) -> None:
-    """Dotted straight lines between the two ends: what a path without a barrier stays below."""
-    ends = result[measure].sel(t=[0.0, 1.0]).transpose(..., "t").values.reshape(-1, 2)
-    for chord in ends:
-        ax.plot([0, 1], chord, ":", color="0.6", linewidth=0.8, zorder=0)
+def _unstable(result: xr.Dataset) -> list[str]:
+    """The measures whose instability a result holds."""
+    names = map(str, result.data_vars)
+    return [n.removesuffix("_instability") for n in names if n.endswith("_instability")]

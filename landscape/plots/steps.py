@@ -1,0 +1,62 @@
+"""From which step on do children of one trunk end in the same basin?"""
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.transforms import offset_copy
+
+from landscape.plots.lines import DASHES
+from landscape.plots.parts import label, part, splits_of
+
+
+def instability(result: xr.Dataset, ax: Axes, *, y: str = "error") -> Axes:
+    """Draw the instability of a measure against the step k at which the children branch off.
+
+    One line for each split, with a band for its interval over runs if it has one. If the result
+    has a threshold for this measure it is drawn, and above it, for each split, a triangle at the
+    step from which on the training is stable. The axis of steps is linear up to the smallest
+    positive step and logarithmic beyond. (Frankle et al. 2020, figure 3.)
+
+    Raises `ValueError` if the result has no instability of the measure.
+    """
+    name = f"{y}_instability"
+    steps = result["branch_step"].values if "branch_step" in result.dims else np.zeros(0)
+    judged = "threshold" in result.attrs and result.attrs.get("measure", y) == y
+    limit = float(result.attrs["threshold"]) if judged else 0.0
+    for number, split in enumerate(splits_of(result, name)):
+        chosen = part(result, name, ("branch_step",), split)
+        k, stable = chosen["branch_step"].values, None
+        if judged and "stable_from" in chosen:
+            stable = float(chosen["stable_from"])
+        (drawn,) = ax.plot(
+            k, chosen[name], marker="o", linestyle=DASHES[number % len(DASHES)],
+            label=_entry(split, stable), clip_on=False,
+        )  # fmt: skip
+        if f"{name}_low" in chosen:
+            ax.fill_between(
+                k, chosen[f"{name}_low"], chosen[f"{name}_high"],
+                color=drawn.get_color(), alpha=0.25, linewidth=0,
+            )  # fmt: skip
+        if stable is not None and np.isfinite(stable):
+            above = offset_copy(ax.transData, ax.get_figure(root=True), y=5, units="points")
+            ax.plot(
+                stable, limit, "v", color=drawn.get_color(), markersize=6, transform=above,
+                clip_on=False, zorder=4,
+            )  # fmt: skip
+    if judged:
+        ax.axhline(limit, color="0.5", linewidth=0.8, linestyle=":", zorder=0)
+    positive = steps[steps > 0]
+    if positive.size and steps.max() > 10 * positive.min():
+        ax.set_xscale("symlog", linthresh=float(positive.min()), linscale=0.4)
+    ax.set_xlim(steps.min(), steps.max())
+    ax.set_ylim(bottom=min(0.0, float(result[name].min())))
+    ax.set(xlabel="branch step k", ylabel=label(result, name))
+    return ax
+
+
+def _entry(split: str | None, stable: float | None) -> str | None:
+    """What the legend says of a split."""
+    if stable is None:
+        return split
+    found = f"stable from {stable:g}" if np.isfinite(stable) else "never stable"
+    return f"{split}, {found}" if split else found
