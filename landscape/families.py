@@ -5,19 +5,22 @@ C (n, m) @ W (m, P). Lines, Bezier curves, polygonal chains, planes and simplexe
 so one engine evaluates, trains and plots all of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from landscape.directions import random_directions, shared_names
 from landscape.maths import curves
-from landscape.states import State, check_alike, distance, weight_names
+from landscape.states import State, Stored, check_alike, distance, loaded, match, weight_names
 
 Coefficients = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+AXES = ("x", "y", "z")
+PIECE = 2**20  # numbers of a tensor that are taken to float64 at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +102,9 @@ def plane_vertices(a: State, b: State, c: State) -> NDArray[np.float64]:
     names = weight_names(a)
     dot = sum(((b[n].double() - a[n]) * (c[n].double() - a[n])).sum().item() for n in names)
     foot = dot / base if base else 0.0
-    height = max(side**2 - foot**2, 0.0) ** 0.5
+    share = foot / base if base else 0.0
+    above = ((c[n].double() - a[n]) - share * (b[n].double() - a[n]) for n in names)
+    height = sum(tensor.square().sum().item() for tensor in above) ** 0.5
     if height <= 1e-6 * max(base, side) or base == 0:
         raise ValueError(
             f"the three states lie on a line (distances {base:.4g} and {side:.4g} from the first, "
@@ -116,6 +121,102 @@ def simplex(*vertices: State) -> Family:
     _at_least(vertices, 2, "a simplex")
     names = tuple(f"s{i}" for i in range(1, len(vertices)))
     return Family(vertices, curves.barycentric, coordinates=names)
+
+
+def affine(origin: State, *directions: State) -> Family:
+    """The points origin + x d1 + y d2 + z d3 about a state, along one to three directions.
+
+    Directions are states of their own: eigenvectors of the Hessian, gradients, differences of
+    checkpoints. Entries that a direction lacks are zero (of tied weights that share their memory,
+    one is enough); buffers and statistics of normalisation layers are those of the origin at every
+    point, whatever a direction holds for them. Points are in the dtypes of the origin, float32 at
+    least; the displaced controls are kept in float64, so that short steps keep their digits.
+
+    Raises `ValueError` for no directions or more than three, and for a direction with names or
+    shapes that the origin does not have.
+    """
+    if not 1 <= len(directions) <= len(AXES):
+        raise ValueError(f"affine() takes 1 to {len(AXES)} directions, got {len(directions)}")
+    groups, names = shared_names(origin), AXES[: len(directions)]
+    origin = {name: _at_least_single(tensor) for name, tensor in origin.items()}
+    pairs = zip(names, directions, strict=True)
+    displaced = [_displaced(origin, groups, direction, name) for name, direction in pairs]
+    return Family((origin, *displaced), curves.barycentric, names)
+
+
+def random_plane(
+    state: State,
+    *,
+    model: nn.Module | None = None,
+    normalise: str | None = "filter",
+    num: int = 2,
+    seed: int = 0,
+) -> Family:
+    """The line, plane or space through a state along `num` random directions. Li et al. 2018.
+
+    Coordinates are in multiples of the directions, whose norms are those of the weights as
+    `normalise` says: `"filter"`, `"layer"`, `"model"` or None. Give the `model`, which tells
+    weights from biases, normalisation layers and buffers; `directions.random_directions` says how,
+    and what raises. Directions are nearly orthogonal; `gram` gives their inner products.
+    """
+    if not 1 <= num <= len(AXES):
+        raise ValueError(f"num must be 1 to {len(AXES)}, got {num}")
+    state = state if model is None else match(state, model)
+    directions = random_directions(state, model=model, normalise=normalise, num=num, seed=seed)
+    return affine(state, *directions)
+
+
+def is_about_origin(family: Family) -> bool:
+    """Whether a family was made by `affine` or `random_plane`: a state with directions from it."""
+    num = len(family.coordinates)
+    return family.coefficients is curves.barycentric and family.coordinates == AXES[:num]
+
+
+def control_places(family: Family) -> NDArray[np.float64]:
+    """Coordinates (m, k) of the m controls of a family that is affine in its k coordinates.
+
+    Raises `ValueError` if it is not.
+    """
+    origin, slopes = _affine_map(family)
+    target = np.eye(len(family.controls)) - origin
+    places = np.linalg.lstsq(slopes.T, target.T, rcond=None)[0].T
+    return np.asarray(places, dtype=np.float64)
+
+
+def gram(family: Family) -> NDArray[np.float64]:
+    """Inner products (k, k) of the displacements by one unit along each of the k coordinates.
+
+    Over the weights, in float64. The identity if axes are orthonormal and in real distances.
+    Raises `ValueError` if the family is not affine in its coordinates.
+    """
+    products = [(along @ along.T).cpu().numpy() for along, _ in _displacements(family)]
+    return np.sum(products, axis=0)
+
+
+def project(family: Family, state: State | Stored) -> tuple[NDArray[np.float64], float]:
+    """Coordinates (k,) of the point of a family that is nearest to a state, and the distance.
+
+    Least squares by the Gram matrix, so axes may be oblique and of any length; Euclidean distances
+    over the weights, in float64. Along a direction without length the coordinate is 0.
+
+    Raises `ValueError` if the family is not affine in its coordinates (a line, a plane, a simplex,
+    those of `affine` and `random_plane` are), or the state is of another architecture.
+    """
+    state = loaded(state)
+    check_alike([family.controls[0], state])
+    products, against = np.zeros((len(family.coordinates),) * 2), np.zeros(len(family.coordinates))
+    for along, rest in _displacements(family, state):
+        products += (along @ along.T).cpu().numpy()
+        against += (along @ rest).cpu().numpy()
+    lengths = np.sqrt(products.diagonal())
+    scale = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    unit = products * np.outer(scale, scale)
+    coordinates = scale * np.linalg.lstsq(unit, scale * against, rcond=1e-12)[0]
+    square = 0.0
+    for along, rest in _displacements(family, state):
+        step = torch.as_tensor(coordinates, device=along.device) @ along
+        square += (rest - step).square().sum().item()
+    return coordinates, square**0.5
 
 
 def grid(family: Family, points: ArrayLike | Sequence[ArrayLike]) -> list[NDArray[np.float64]]:
@@ -151,6 +252,74 @@ def single_points(family: Family, points: ArrayLike) -> NDArray[np.float64]:
             f"for each of ({', '.join(family.coordinates)}), got shape {array.shape}"
         )
     return array
+
+
+def _displacements(family: Family, state: State | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Piece by piece of the weights: displacements (k, p) along the axes, and state - origin (p,).
+
+    The origin is the point where all coordinates are 0. All in float64, differences first.
+    """
+    origin, slopes = _affine_map(family)
+    first = family.controls[0]
+    for name in weight_names(first):
+        tensors = [control[name].detach().reshape(-1) for control in family.controls]
+        target = tensors[0] if state is None else state[name].detach().reshape(-1)
+        for start in range(0, len(target), PIECE):
+            part = slice(start, start + PIECE)
+            base = tensors[0][part].double()
+            offsets = torch.stack([tensor[part].double() - base for tensor in tensors])
+            mixed = torch.as_tensor(np.vstack([slopes, origin]), device=base.device) @ offsets
+            yield mixed[:-1], target[part].to(base) - base - mixed[-1]
+
+
+def _affine_map(family: Family) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Coefficients (m,) at the origin, and what they gain (k, m) along each coordinate."""
+    num, far = len(family.coordinates), 2.0**20  # far, for the digits of small slopes
+    unit = np.eye(num)
+    origin = family.coefficients(np.zeros((1, num)))[0]
+    slopes = (family.coefficients(far * unit) - origin) / far
+    probes = np.concatenate([-unit, 0.37 * unit, np.full((1, num), 0.71 / num)])
+    expected = origin + probes @ slopes
+    scale = np.abs(expected).max()
+    if not np.allclose(family.coefficients(probes), expected, rtol=0, atol=1e-9 * scale):
+        raise ValueError(
+            f"this family is curved along ({', '.join(family.coordinates)}), and there is no one "
+            "set of axes to project on: use a line, a plane, a simplex, or affine()"
+        )
+    return origin, slopes
+
+
+def _displaced(
+    origin: State, groups: Sequence[Sequence[str]], direction: State, axis: str
+) -> dict[str, Tensor]:
+    """The origin moved by a direction; of tied names, one in the direction speaks for all."""
+    unknown = [name for name in direction if name not in origin]
+    misshapen = [
+        f"{name} {tuple(tensor.shape)} for {tuple(origin[name].shape)}"
+        for name, tensor in direction.items()
+        if name not in unknown and tensor.shape != origin[name].shape
+    ]
+    if unknown or misshapen:
+        lines = [f"  unknown ({len(unknown)}): {', '.join(unknown[:5])}"] * bool(unknown)
+        lines += [f"  wrong shape: {'; '.join(misshapen[:5])}"] * bool(misshapen)
+        raise ValueError(
+            f"the direction of {axis} does not fit the origin:\n" + "\n".join(lines) + "\n"
+            "Give a tensor of the same name and shape for each weight that moves."
+        )
+    moved = dict(origin)
+    for names in groups:
+        given = next((name for name in names if name in direction), None)
+        for name in names if given else ():
+            step = direction[name if name in direction else str(given)].detach()
+            moved[name] = origin[name].double() + step.to(origin[name].device, torch.float64)
+    return moved
+
+
+def _at_least_single(tensor: Tensor) -> Tensor:
+    """Half precision as float32; everything else as it is."""
+    tensor = tensor.detach()
+    narrow = tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < 32
+    return tensor.float() if narrow else tensor
 
 
 def _mix(tensors: Sequence[Tensor], weights: NDArray[np.float64]) -> Tensor:
