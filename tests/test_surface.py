@@ -210,6 +210,8 @@ def test_marks_may_name_the_three_states_and_are_read_when_needed():
     result = surface(task, [first, b, c], points=3, marks={"start": first, "far": more}, **DOUBLE)
     assert list(result["mark"].values) == ["start", "w2", "w3", "far"]
     assert (first.num, more.num) == (1, 1)
+    with pytest.raises(ValueError, match="name 'w2' of a mark is that of one of the three"):
+        surface(task, [a, b, c], marks={"w2": d})
 
 
 def test_rows_in_a_file_are_the_surface(tmp_path):

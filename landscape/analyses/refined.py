@@ -130,9 +130,10 @@ def refined_rows(
     return result.transpose("split", *dims, ...) if several else result
 
 
-def interpolated(result: xr.Dataset, dims: Sequence[str]) -> xr.Dataset:
+def interpolated(result: xr.Dataset, dims: Sequence[str], previous: xr.Dataset) -> xr.Dataset:
     """The finer grid with the points that were not evaluated interpolated from the coarse ones."""
-    result = result.copy()
+    kept = {name: previous.attrs[name] for name in EVALUATED if name in previous.attrs}
+    result = result.copy().assign_attrs(kept | result.attrs)
     evaluated = result["evaluated"].transpose(*dims).values == 1
     missing = ~evaluated & ~_on_coarse(evaluated.shape)
     for name, variable in result.data_vars.items():

@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from landscape.analyses.refined import (
-    EVALUATED,
     check_previous,
     fingerprint,
     interpolated,
@@ -141,46 +140,34 @@ def surface_plan(
     a state that does not contain the state itself (an even number of points, or axes without 0),
     and a previous surface that is unfinished or of another family.
     """
-    marks = dict(marks or {})
     given = (x, y, z)
-    attrs: dict[str, Any] = {"kind": "family"}
-    if isinstance(what, Family):
-        family = what
-    elif isinstance(what, Mapping) or hasattr(what, "load"):
-        num = _num_directions(points, z, previous)
-        family = random_plane(loaded(what), model=model, normalise=normalise, num=num, seed=seed)
-        attrs = {"kind": "random directions", "normalise": normalise or "none", "seed": seed}
-    else:
-        family, marks = _through(list(what), marks)
-        attrs = {"kind": "plane through three states"}
-    num, names = len(family.coordinates), ", ".join(family.coordinates)
-    if num > len(given) or any(axis is not None for axis in given[num:]):
+    num = _num_directions(points, z, previous)
+    about = {"model": model, "normalise": normalise, "seed": seed, "num": num}
+    family, marks, attrs = _meant(what, dict(marks or {}), about)
+    dims = family.coordinates
+    names = ", ".join(dims)
+    if len(dims) > len(given) or any(axis is not None for axis in given[len(dims) :]):
         raise ValueError(
             "a surface has one to three coordinates, for which x, y and z stand in this order; "
-            f"this family has {num} ({names})"
+            f"this family has {len(dims)} ({names})"
         )
     if curve is not None and len(curve.coordinates) != 1:
         raise ValueError(f"a curve has one coordinate, got ({', '.join(curve.coordinates)})")
+    sizes = [points] * len(dims) if isinstance(points, int) else list(points)
+    if len(sizes) != len(dims):
+        raise ValueError(f"points must be one number, or one for each of ({names}); got {points}")
     attrs["controls"] = fingerprint(family)
-    if previous is not None:
-        if any(axis is not None for axis in given):
-            raise ValueError("the grid comes from previous=: leave out x, y and z")
-        check_previous(previous, family, attrs["controls"])
-        axes = [halved(previous[name].values) for name in family.coordinates]
+    if previous is None:
+        found = zip(given, _default_axes(family, given, sizes, margin, extent), strict=False)
+        axes = [default if axis is None else np.asarray(axis, float) for axis, default in found]
+    elif any(axis is not None for axis in given):
+        raise ValueError("the grid comes from previous=: leave out x, y and z")
     else:
-        sizes = [points] * num if isinstance(points, int) else list(points)
-        if len(sizes) != num:
-            raise ValueError(
-                f"points must be one number, or one for each of ({names}); got {points}"
-            )
-        default = _default_axes(family, given, sizes, margin, extent)
-        axes = [
-            one if axis is None else np.asarray(axis, dtype=np.float64)
-            for axis, one in zip(given, default, strict=False)
-        ]
-    axes = grid(family, axes if num > 1 else axes[0])
-    lacking = [n for n, axis in zip(family.coordinates, axes, strict=True) if 0.0 not in axis]
-    if lacking and attrs["kind"] == "random directions":
+        check_previous(previous, family, attrs["controls"])
+        axes = [halved(previous[name].values) for name in dims]
+    axes = grid(family, axes if len(dims) > 1 else axes[0])
+    lacking = [name for name, axis in zip(dims, axes, strict=True) if 0.0 not in axis]
+    if lacking and "normalise" in attrs:
         raise ValueError(
             f"the values of {', '.join(lacking)} must contain 0: that point is the state itself, "
             "whose loss the grid should show"
@@ -212,11 +199,7 @@ def finished(result: xr.Dataset, plan: SurfacePlan) -> xr.Dataset:
     """The rows of a plan as a surface: what is missing interpolated, marks and curve projected."""
     dims = plan.family.coordinates
     if plan.previous is not None:
-        result = interpolated(result, dims)
-        kept = {
-            name: plan.previous.attrs[name] for name in EVALUATED if name in plan.previous.attrs
-        }
-        result.attrs = kept | result.attrs
+        result = interpolated(result, dims, plan.previous)
     variables: dict[str, Any] = {}
     coords: dict[str, Any] = {}
     units = ""
@@ -277,10 +260,16 @@ def _num_directions(
     return 2 if z is None else 3
 
 
-def _through(
-    states: list[State | Stored], marks: dict[str, State | Stored]
-) -> tuple[Family, dict[str, State | Stored]]:
-    """The plane through three states, and all marks, the three first."""
+def _meant(
+    what: What, marks: dict[str, State | Stored], about: Mapping[str, Any]
+) -> tuple[Family, dict[str, State | Stored], dict[str, Any]]:
+    """The family that is meant, all marks (three states of a plane first), and attributes."""
+    if isinstance(what, Family):
+        return what, marks, {"kind": "family"}
+    if isinstance(what, Mapping) or hasattr(what, "load"):
+        kind = {"kind": "random directions", "normalise": about["normalise"] or "none"}
+        return random_plane(loaded(what), **about), marks, kind | {"seed": about["seed"]}
+    states = list(what)
     if len(states) != 3:
         raise ValueError(
             f"a plane goes through three states, got {len(states)}; interpolate() takes two, "
@@ -288,10 +277,14 @@ def _through(
         )
     names = {id(state): name for name, state in marks.items()}
     named = [names.get(id(state), f"w{i}") for i, state in enumerate(states, start=1)]
+    others = {name: state for name, state in marks.items() if id(state) not in map(id, states)}
+    if taken := sorted(set(named) & set(others)):
+        raise ValueError(
+            f"the name {taken[0]!r} of a mark is that of one of the three states: choose another"
+        )
     corners = [loaded(state) for state in states]
-    return plane(*corners), dict(zip(named, corners, strict=True)) | {
-        name: state for name, state in marks.items() if name not in named
-    }
+    every = dict(zip(named, corners, strict=True)) | others
+    return plane(*corners), every, {"kind": "plane through three states"}
 
 
 def _default_axes(
@@ -301,7 +294,7 @@ def _default_axes(
     margin: float,
     extent: float,
 ) -> list[Array]:
-    """An axis for each coordinate; those that are given need none, and are left empty."""
+    """An axis for each coordinate, of use for those that are not given."""
     if is_about_origin(family):
         even = [n for axis, n in zip(given, sizes, strict=False) if axis is None and n % 2 == 0]
         if even:
@@ -337,18 +330,16 @@ def _projected(
 
 def _spread(data: Any, num: int) -> Any:
     """Some of the examples of any data, evenly spread."""
+    whole = is_dataclass(data) and all(hasattr(data, name) for name in ("inputs", "targets"))
     with random_state_kept():
-        total = sum(num_examples(batch) for batch in data)
+        sizes = map(num_examples, [(data.inputs, data.targets)] if whole else data)
+        total = sum(sizes)
         if num >= total:
             return data
         chosen = torch.linspace(0, total - 1, num, dtype=torch.float64).round().long()
-        if is_dataclass(data) and all(hasattr(data, name) for name in ("inputs", "targets")):
-            whole: Any = data
-            return replace(
-                whole,
-                inputs=_picked(whole.inputs, chosen),
-                targets=_picked(whole.targets, chosen),
-            )
+        if whole:
+            parts = {name: _picked(getattr(data, name), chosen) for name in ("inputs", "targets")}
+            return replace(data, **parts)
         batches, start = [], 0
         for batch in data:
             size = num_examples(batch)
