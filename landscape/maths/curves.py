@@ -110,9 +110,10 @@ def excess(values: Array, t: Array, kind: str) -> Array:
     if kind not in ("chord", "mean", "max"):
         raise ValueError(f"kind must be 'chord', 'mean' or 'max', got {kind!r}")
     first, last = values[..., :1], values[..., -1:]
-    reference = {
-        "chord": (1 - t) * first + t * last,
-        "mean": (first + last) / 2,
-        "max": np.maximum(first, last),
-    }[kind]
-    return values - reference
+    with np.errstate(invalid="ignore"):  # an infinite end leaves no number
+        reference = {
+            "chord": (1 - t) * first + t * last,
+            "mean": (first + last) / 2,
+            "max": np.maximum(first, last),
+        }[kind]
+        return values - reference
