@@ -411,3 +411,23 @@ def test_a_previous_surface_must_be_of_the_same_family_and_task():
     coarse = surface(task, states, points=3, batch_norm="keep")
     with pytest.raises(ValueError, match="batch_norm='keep': refine it with the same"):
         surface(task, states, previous=coarse)
+
+
+def test_nothing_of_the_user_is_changed():
+    case = CASES["residual"]
+    task, states = case.task(), case.states(3)
+    task.model.train()
+    task.model.stem[0].weight.requires_grad_(False)
+    flags = [p.requires_grad for p in task.model.parameters()]
+    before = {n: t.clone() for n, t in task.model.state_dict().items()}
+    kept = [{n: t.clone() for n, t in state.items()} for state in states]
+    random = torch.get_rng_state()
+    surface(task, states, points=3, examples=20, marks={"again": states[0]})
+    surface(task, states[0], points=3)
+    assert torch.equal(random, torch.get_rng_state())
+    assert task.model.training
+    assert flags == [p.requires_grad for p in task.model.parameters()]
+    after = task.model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    for state, copy in zip(states, kept, strict=True):
+        assert all(torch.equal(state[name], copy[name]) for name in copy)

@@ -23,7 +23,7 @@ from landscape.states import State, Stored, check_alike, loaded, weight_names
 Array = NDArray[np.float64]
 Checkpoints = Sequence[State | Stored]
 
-HELD = 8  # checkpoints in memory that the others are compared with, besides the last one
+HELD = 6  # checkpoints of a block; two blocks and the last checkpoint are in memory at once
 PIECE = 2**20  # numbers of a tensor that are taken to float64 at a time
 ORIGINS = {
     "last": "the axes are those of the uncentred moments about the last checkpoint; "
@@ -81,7 +81,7 @@ def trajectory_path(
 ) -> xr.Dataset:
     """Coordinates of checkpoints along their principal components, in Euclidean distances.
 
-    `checkpoints` are states, or things with `load()` that are read when needed: at most ten are in
+    `checkpoints` are states, or things with `load()` that are read when needed: at most 13 are in
     memory at once. `steps`: their training steps, by default those of the checkpoints (`.step`),
     else 0, 1, ... `origin`: where the axes meet, `"last"` (Li et al. 2018, section 7.1) or
     `"mean"`; the components are about that point. `num_components`: 1 to 3. Components come from
@@ -252,17 +252,21 @@ def _gram(checkpoints: Checkpoints, steps: Sequence[int]) -> Array:
     """Inner products (n, n) of the differences from the last checkpoint, over the weights.
 
     Differences come first, so that checkpoints close to each other but far from zero keep their
-    digits. Blocks of checkpoints are held, and all later ones pass by.
+    digits. Blocks of checkpoints are held, and all later blocks pass by.
     """
     num, last = len(checkpoints), loaded(checkpoints[-1])
     products = np.zeros((num, num))
-    for start in range(0, num, HELD):
-        stop = min(start + HELD, num)
-        held = [_checked(checkpoints[i], steps[i], last, steps[-1]) for i in range(start, stop)]
-        products[start:stop, start:stop] = _products(held, held, last)
-        for i in range(stop, num):
-            column = _products(held, [_checked(checkpoints[i], steps[i], last, steps[-1])], last)
-            products[start:stop, i] = column[:, 0]
+    blocks = [slice(start, start + HELD) for start in range(0, num, HELD)]
+
+    def read(block: slice) -> list[State]:
+        pairs = zip(checkpoints[block], steps[block], strict=True)
+        return [_checked(one, step, last, steps[-1]) for one, step in pairs]
+
+    for number, block in enumerate(blocks):
+        held = read(block)
+        products[block, block] = _products(held, held, last)
+        for other in blocks[number + 1 :]:
+            products[block, other] = _products(held, read(other), last)
         del held
     upper = np.triu(products)
     products = upper + np.triu(products, 1).T
