@@ -14,6 +14,8 @@ from landscape.plots.parts import measures, replacing
 
 STYLE = Path(__file__).with_name("paper.mplstyle")
 
+SHARES = {"s1": "x", "s2": "y", "s3": "z"}  # a simplex is drawn as a plane or a volume is
+
 # Widths of a column in inches, as the authors' kits of the venues set them.
 WIDTHS = {
     "icml": 3.25,
@@ -54,6 +56,7 @@ def figure(
     if kind not in (None, "3d", "tsne"):
         raise ValueError(f"kind must be '3d', 'tsne' or None, got {kind!r}")
     with mpl.rc_context(), _style(style):
+        result = result.rename(_on_axes(result))
         draw, names = _suited(result, kind)
         return draw(result, names if y is None else y, WIDTHS[venue])
 
@@ -100,10 +103,11 @@ def _suited(result: xr.Dataset, kind: str | None) -> tuple[panels.Draw, list[str
         (None, panels.matrices, measures(result, ("run", "other_run"))),
         (None, panels.slices, measures(result, ("x", "y", "z"))),
         (None, panels.planes, measures(result, ("x", "y"))),
-        (None, partial(panels.trajectory, view="pca"), ["path"] * ("path_x" in result)),
+        (None, partial(panels.trajectory, view="pca"), ["path"] * ("path_y" in result)),
         (None, partial(panels.trajectory, view="tsne"), ["tsne"] * ("tsne_x" in result)),
         (None, panels.heatmaps, measures(result, ("layer", "t"))),
         *((None, partial(panels.along, x=x), measures(result, (x,))) for x in ("t", "state", "x")),
+        (None, partial(panels.along, x="step"), ["path_x"] * ("path_x" in result)),
     ]
     for wanted, draw, names in choices:
         if wanted == kind and names:
@@ -119,6 +123,13 @@ def _suited(result: xr.Dataset, kind: str | None) -> tuple[panels.Draw, list[str
         f"there is no {what} for the analysis {result.attrs.get('analysis')!r} with dimensions "
         f"{', '.join(map(str, result.sizes)) or 'none'}; known: {known}"
     )
+
+
+def _on_axes(result: xr.Dataset) -> dict[str, str]:
+    """New names for the coordinates of a simplex and what lies on it."""
+    prefixes = ("", "mark_", "curve_", "path_")
+    names = {f"{one}{share}": f"{one}{axis}" for one in prefixes for share, axis in SHARES.items()}
+    return {old: new for old, new in names.items() if old in result.variables}
 
 
 def _unstable(result: xr.Dataset) -> list[str]:

@@ -50,14 +50,8 @@ def levels_for(
 
 
 def level_texts(levels: NDArray[np.float64]) -> list[str]:
-    """Levels in as many digits as tell them apart."""
-    texts = []
-    for level, unit in zip(levels, _units(levels), strict=True):
-        decimals = max(0, -round(np.log10(unit)))
-        digits = max(1, round(np.floor(np.log10(abs(level) or 1)) - np.log10(unit)) + 1)
-        plain = abs(level) < 1e5 and decimals <= 6
-        texts.append(f"{level:.{decimals}f}" if plain else f"{level:.{digits}g}")
-    return texts
+    """Levels in as many digits as tell them apart, and as they need to be what is written."""
+    return [_text(level, unit) for level, unit in zip(levels, _units(levels), strict=True)]
 
 
 def colours(levels: NDArray[np.float64]) -> tuple[BoundaryNorm, Colormap]:
@@ -152,5 +146,17 @@ def _rounded(levels: NDArray[np.float64], exact_top: bool) -> NDArray[np.float64
     return rounded
 
 
+def _text(level: float, unit: float) -> str:
+    """A number down to a power of ten, or as much further as it goes."""
+    decimals = max(0, -round(np.log10(unit)))
+    digits = max(1, round(np.floor(np.log10(abs(level) or 1)) - np.log10(unit)) + 1)
+    plain = abs(level) < 1e5 and decimals <= 6
+    for more in range(17):
+        text = f"{level:.{decimals + more}f}" if plain else f"{level:.{digits + more}g}"
+        if abs(float(text) - level) <= 1e-6 * unit:
+            break
+    return text
+
+
 def _multiple(whole: float, unit: float) -> float:
-    return float(f"{whole * unit:.15g}")
+    return float(f"{whole * unit:.15g}") + 0.0  # no negative zero

@@ -143,7 +143,7 @@ def _contours(
         levels = levels_for([one[measure].values for _, one, _ in columns])
         for ax, (title, one, split) in zip(row, columns, strict=True):
             contours(one, ax, y=measure, split=split, levels=levels, bar=False, on_top=False)
-            labels.append((ax, overlays(one, ax)))
+            labels.append((ax, overlays(one, ax) if "z" not in result.dims else []))
             ax.label_outer()
             ax.set_title(title or "")
         colour_bar(list(row), levels, label(result, measure))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 # What stands beside a measure or describes a point, and is not drawn for itself.
 BESIDE = ("_stderr", "_low", "_high", "_position", "_examples", "_distance")
-POINTS = {"status", "evaluated", "arc_length", "weight_norm"}
+POINTS = {"status", "evaluated", "arc_length", "weight_norm", "distance"}
 
 
 def measures(result: xr.Dataset, dims: Collection[str]) -> list[str]:
@@ -61,7 +61,7 @@ def field(
         raise ValueError(f"{y!r} also varies along {', '.join(map(str, extra))}: select one first")
     array = values.transpose(*dims).values.astype(float)
     finished = np.ones(array.shape, bool)
-    if "status" in result:
+    if "status" in result and set(result["status"].dims) <= set(values.dims):
         finished = (result["status"].broadcast_like(values).transpose(*dims) != 0).values
     finite = np.isfinite(array)
     return np.where(finite & finished, array, np.nan), finished & ~finite
@@ -78,10 +78,8 @@ def axis_label(result: xr.Dataset, axis: str) -> str:
     """The label of an axis of a plane: a principal component with its share, if it is one."""
     number = "xyz".index(axis)
     if "explained_variance" in result and number < result.sizes["component"]:
-        share = float(result["explained_variance"][number])
-        return (
-            f"PC {number + 1} ({100 * share:.3g} %)" if np.isfinite(share) else f"PC {number + 1}"
-        )
+        share = 100 * float(result["explained_variance"][number])
+        return f"PC {number + 1} ({share:.{0 if share >= 1 else 2}f} %)"
     return label(result, axis) if axis in result.variables else axis
 
 

@@ -48,9 +48,10 @@ def instability(result: xr.Dataset, ax: Axes, *, y: str = "error") -> Axes:
     positive = steps[steps > 0]
     if positive.size and steps.max() > 10 * positive.min():
         ax.set_xscale("symlog", linthresh=float(positive.min()), linscale=0.4)
-    ax.set_xlim(steps.min(), steps.max())
+    if len(steps) > 1:
+        ax.set_xlim(steps.min(), steps.max())
     ax.set_ylim(bottom=min(0.0, float(result[name].min())))
-    ax.set(xlabel="branch step k", ylabel=label(result, name))
+    ax.set(xlabel=label(result, "branch_step"), ylabel=label(result, name))
     return ax
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import RegularGridInterpolator
 
 from landscape.plots.levels import colour_bar, colours, hatch, level_texts, levels_for
-from landscape.plots.overlays import overlays
+from landscape.plots.overlays import annotate, overlays
 from landscape.plots.parts import axis_label, field, in_distances, label, part
 
 Array = NDArray[np.float64]
@@ -64,7 +64,7 @@ def contours(
     if in_distances(result):
         ax.set_aspect("equal")
     if on_top:
-        overlays(result, ax)
+        annotate(ax, overlays(result, ax))
     return ax
 
 
@@ -91,7 +91,7 @@ def surface3d(
     x, up = np.meshgrid(chosen["x"].values, chosen["y"].values)
     corners = (values[:-1, :-1], values[1:, :-1], values[:-1, 1:], values[1:, 1:])
     faces = np.full((*values.shape, 4), np.nan)
-    faces[:-1, :-1] = cmap(norm(np.mean(corners, axis=0)))
+    faces[:-1, :-1] = cmap(norm(np.ma.masked_invalid(np.mean(corners, axis=0))))
     ax.plot_surface(
         x,
         up,
