@@ -5,7 +5,7 @@ import importlib
 import os
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import quoteattr
+from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 import xarray as xr
@@ -141,7 +141,8 @@ def write_html(
             where = result[f"{name}_x"].values, result[f"{name}_y"].values
             text = {"mark": "mark", "path": "step", "curve": "curve_t"}[name]
             height = on_surface(chosen, values, *where)
-            words = [f"{one:.4g}" if name == "curve" else str(one) for one in result[text].values]
+            values_of = result[text].values
+            words = [f"{one:.4g}" if name == "curve" else escape(str(one)) for one in values_of]
             traces.append(
                 plotly.Scatter3d(x=where[0], y=where[1], z=height, text=words, name=name, **style)
             )

@@ -139,6 +139,13 @@ def plane_of(
 
 
 def on_surface(result: xr.Dataset, values: Array, x: Array, y: Array) -> Array:
-    """Values (y, x) of a sorted grid between its points, linearly; NaN outside of the grid."""
+    """Values (y, x) of a sorted grid between its points; NaN outside of the grid.
+
+    Linear, and the nearest value beside points that are lost.
+    """
     grid = (result["y"].values, result["x"].values)
-    return np.asarray(RegularGridInterpolator(grid, values, bounds_error=False)((y, x)))
+    linear, nearest = (
+        RegularGridInterpolator(grid, values, method=method, bounds_error=False)((y, x))
+        for method in ("linear", "nearest")
+    )
+    return np.where(np.isnan(linear), nearest, linear)
