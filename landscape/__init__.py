@@ -11,12 +11,19 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "landscape.task": ["Task"],
-    "landscape.families": ["Family", "bezier", "line", "plane", "polychain", "simplex"],
+    "landscape.families": [
+        "Family", "bezier", "line", "plane", "polychain", "random_plane", "simplex",
+    ],
     "landscape.checkpoints": ["Checkpoint", "load_state", "save_checkpoint"],
     "landscape.evaluation": ["evaluate"],
+    "landscape.analyses.alignment": ["align"],
+    "landscape.analyses.connectivity": ["connect"],
+    "landscape.analyses.instability": ["instability"],
     "landscape.analyses.interpolation": ["barrier", "interpolate"],
+    "landscape.analyses.surface": ["surface"],
+    "landscape.analyses.trajectory": ["trajectory"],
     "landscape.results": ["load", "save", "sweep"],
-}
+}  # fmt: skip
 _HOME = {name: module for module, names in _WHERE.items() for name in names}
 _MODULES = ["checkpoints", "datasets", "models", "plots"]  # `checkpoints` can also be called
 
@@ -24,7 +31,12 @@ __all__ = [*_HOME, *_MODULES, "__version__"]
 
 if TYPE_CHECKING:
     from landscape import datasets as datasets, models as models, plots as plots
+    from landscape.analyses.alignment import align as align
+    from landscape.analyses.connectivity import connect as connect
+    from landscape.analyses.instability import instability as instability
     from landscape.analyses.interpolation import barrier as barrier, interpolate as interpolate
+    from landscape.analyses.surface import surface as surface
+    from landscape.analyses.trajectory import trajectory as trajectory
     from landscape.checkpoints import (
         Checkpoint as Checkpoint,
         checkpoints as checkpoints,
@@ -38,6 +50,7 @@ if TYPE_CHECKING:
         line as line,
         plane as plane,
         polychain as polychain,
+        random_plane as random_plane,
         simplex as simplex,
     )
     from landscape.results import load as load, save as save, sweep as sweep

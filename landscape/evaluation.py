@@ -131,7 +131,7 @@ def evaluate(
             flat = np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")], axis=1)
             coords = dict(zip(points_of.coordinates, axes, strict=True))
         coefficients = points_of.coefficients(flat)
-        if policy == "interpolate" and (coefficients < 0).any():
+        if policy == "interpolate" and (coefficients < 0).any() and _differ(ready, points_of):
             raise ValueError(
                 "batch_norm='interpolate' would extrapolate running variances, which can become "
                 "negative: stay between the control states, or use 'recalibrate'"
@@ -603,6 +603,14 @@ def _check_labels(
                 f"task {task.name!r} has labels out of range: the model gives {classes} outputs "
                 f"(labels 0 to {classes - 1}), example {worst} of the data has the label {label}"
             ) from error
+
+
+def _differ(ready: Prepared, family: Family) -> bool:
+    """Whether the controls of a family have unlike batch-norm statistics."""
+    model = ready.tasks[0].model
+    first, *others = (match(control, model) for control in family.controls)
+    names = statistics_names(model)
+    return any(not torch.equal(first[name], other[name]) for other in others for name in names)
 
 
 def _training(tasks: Sequence[Task]) -> int:

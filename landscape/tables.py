@@ -1,5 +1,6 @@
 """What does a result or a checkpoint say in a few lines of text?"""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from textwrap import shorten
@@ -8,9 +9,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from landscape.analyses.connectivity import summary
 from landscape.analyses.interpolation import barrier
 
 KINDS = ("chord", "mean", "max")
+LENGTHS = ("distance", "length", "length_ratio")
 
 
 def barrier_table(result: xr.Dataset) -> str:
@@ -20,17 +23,55 @@ def barrier_table(result: xr.Dataset) -> str:
     """
     barriers = {kind: barrier(result, kind) for kind in KINDS}
     measures = [str(n) for n in barriers["chord"] if f"{n}_position" in barriers["chord"]]
-    splits = result["split"].values.tolist() if "split" in result.dims else [None]
     rows = [["", "start (own)", "end (own)", *(f"barrier ({kind})" for kind in KINDS), "at t"]]
     for measure in measures:
-        for split in splits:
-            where = {} if split is None else {"split": split}
+        for where in _selections(barriers["chord"][measure]):
             ends = [_end(result.sel(t=t, **where), measure) for t in (0.0, 1.0)]
             heights = [_height(barriers[kind].sel(where), measure) for kind in KINDS]
             position = float(barriers["chord"][f"{measure}_position"].sel(where))
-            name = measure if split is None else f"{split} {measure}"
-            rows.append([name, *ends, *heights, f"{position:.2f}"])
+            rows.append([_row_name(where, measure), *ends, *heights, f"{position:.2f}"])
     return table(rows)
+
+
+def path_table(result: xr.Dataset) -> str:
+    """The numbers that papers give of a path: its ends, extremes and means, and its length."""
+    numbers = summary(result)
+    columns = numbers["of"].values.tolist()
+    rows = [["", *columns[:4], "mean over t", "mean over length"]]
+    for measure in map(str, numbers):
+        for where in _selections(numbers[measure].isel(of=0, drop=True)):
+            values = numbers[measure].sel(where)
+            rows.append([_row_name(where, measure), *(f"{float(v):.4f}" for v in values)])
+    said = [f"{name.replace('_', ' ')} {numbers.attrs[name]:.4g}" for name in LENGTHS
+            if name in numbers.attrs]  # fmt: skip
+    return "\n".join([table(rows), ", ".join(said)])
+
+
+def instability_table(result: xr.Dataset) -> str:
+    """Instability at each branch step with its interval, and from where on it is stable."""
+    measure, kind = result.attrs["measure"], result.attrs["kind"]
+    name = f"{measure}_instability"
+    selections = _selections(result[name].isel(branch_step=0, drop=True))
+    titles = [_row_name(where, f"{kind} barrier in {measure}") for where in selections]
+    rows = [["branch step", *titles]]
+    for step in result["branch_step"].values:
+        one = result.sel(branch_step=step)
+        rows.append([str(step), *(_with_interval(one.sel(where), name) for where in selections)])
+    rows.append(["stable from", *(_step(result["stable_from"].sel(w)) for w in selections)])
+    upper = [_step(result["stable_from_high"].sel(where)) for where in selections]
+    rows.append(["(upper end)", *upper])
+    return table(rows) + f"\nstable: at most {result.attrs['threshold']:g}"
+
+
+def basin_table(result: xr.Dataset) -> str:
+    """Which networks lie in one basin: every barrier between them is at most the threshold."""
+    basins = result["basin"].values
+    rows = [["basin", "networks"]]
+    for number in np.unique(basins):
+        names = result["run"].values[basins == number]
+        rows.append([str(number), ", ".join(map(str, names))])
+    threshold, measure = result.attrs["threshold"], result.attrs["measure"]
+    return table(rows) + f"\none basin: barriers in {measure} of at most {threshold:g}"
 
 
 def result_text(result: xr.Dataset) -> str:
@@ -76,11 +117,28 @@ def _end(point: xr.Dataset, measure: str) -> str:
 
 
 def _height(barriers: xr.Dataset, measure: str) -> str:
-    text = f"{float(barriers[measure]):.4f}"
     if f"{measure}_low" in barriers:
-        low, high = float(barriers[f"{measure}_low"]), float(barriers[f"{measure}_high"])
-        text += f" [{low:.4f}, {high:.4f}]"
-    return text
+        return _with_interval(barriers, measure)
+    return f"{float(barriers[measure]):.4f}"
+
+
+def _with_interval(values: xr.Dataset, name: str) -> str:
+    value, low, high = (float(values[f"{name}{end}"]) for end in ("", "_low", "_high"))
+    return f"{value:.4f}" + ("" if np.isnan(low) else f" [{low:.4f}, {high:.4f}]")
+
+
+def _step(value: xr.DataArray) -> str:
+    return "none of these" if np.isnan(float(value)) else f"{float(value):g}"
+
+
+def _selections(values: xr.DataArray) -> list[dict[str, Any]]:
+    """The labels of each single value of an array, dimension by dimension."""
+    labels = [[(str(dim), label) for label in values[dim].values.tolist()] for dim in values.dims]
+    return [dict(one) for one in itertools.product(*labels)]
+
+
+def _row_name(where: Mapping[str, Any], measure: str) -> str:
+    return " ".join([*map(str, where.values()), measure])
 
 
 def _range(variable: xr.Variable) -> str:

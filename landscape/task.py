@@ -103,6 +103,11 @@ def load_tasks(spec: str, arguments: Mapping[str, Any] | None = None) -> tuple[T
     folder too. Raises `ValueError` if the name leads nowhere, `TypeError` if what the function
     returns is no `Task` or sequence of them.
     """
+    return tasks_of(load_function(spec)(**(arguments or {})))
+
+
+def load_function(spec: str) -> Callable[..., Any]:
+    """The function of that name, as in `load_tasks`."""
     place, colon, name = spec.rpartition(":")
     if not colon or not name:
         raise ValueError(f"a task is named pkg.mod:function or path/file.py:function, got {spec!r}")
@@ -111,7 +116,8 @@ def load_tasks(spec: str, arguments: Mapping[str, Any] | None = None) -> tuple[T
         close = difflib.get_close_matches(name, dir(module), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"{place} has no function {name!r}{hint}")
-    return tasks_of(getattr(module, name)(**(arguments or {})))
+    function: Callable[..., Any] = getattr(module, name)
+    return function
 
 
 def data_sha256(data: Iterable[tuple[Any, Any]]) -> str:

@@ -200,7 +200,7 @@ def test_wrong_usage_ends_with_two(arguments, words, capsys):
 def test_outputs_that_cannot_be_written_are_refused_before_anything_is_read(
     folder, capsys, monkeypatch, output, words
 ):
-    monkeypatch.setattr("landscape.cli._inputs", lambda job: pytest.fail("read the inputs"))
+    monkeypatch.setattr("landscape.cli.jobs._tasks", lambda *_: pytest.fail("read the inputs"))
     assert line(output=output) == 3
     assert any(word in capsys.readouterr().err for word in words.split("|"))
 
@@ -209,7 +209,7 @@ def test_a_folder_that_is_read_only_is_refused(folder, capsys, monkeypatch):
     def refuse(**options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("landscape.cli.tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("landscape.cli.jobs.tempfile.TemporaryFile", refuse)
     assert line() == 3
     assert "cannot be written to: Permission denied" in capsys.readouterr().err
 

@@ -581,3 +581,14 @@ def test_scattered_points_are_the_points_of_a_grid():
     for wrong_points in (flat.T, flat[:0], flat + np.nan):
         with pytest.raises(ValueError, match=r"must be a non-empty \(n, 2\) array"):
             double(case.task(), family, wrong_points, scattered=True)
+
+
+def test_statistics_that_agree_may_be_extrapolated():
+    case = CASES["residual"]
+    a, _ = case.states()
+    family = families.random_plane(a, model=case.model())
+    results = [
+        double(case.task(), family, [[-1.0, 0.5], [0.2]], batch_norm=policy)
+        for policy in ("interpolate", "keep")
+    ]
+    assert_allclose(results[0]["loss"], results[1]["loss"], rtol=1e-6)

@@ -213,3 +213,18 @@ def test_diagnostics_compare_with_both_ends():
     assert result["disagreement_a"][0] == result["disagreement_b"][-1] == 0
     assert result["disagreement_a"][-1] == result["disagreement_b"][0] > 0
     assert not [name for name in result if "gap" in str(name)]
+
+
+def test_raw_and_aligned_in_one_result():
+    case = CASES["mlp"]
+    a, _ = case.states()
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
+    b = {**a, "0.weight": a["0.weight"][order], "0.bias": a["0.bias"][order],
+         "3.weight": a["3.weight"][:, order]}  # fmt: skip
+    result = interpolate(case.task(), a, b, points=5, align=True)
+    raw, aligned = result["loss"].values
+    assert abs(raw[2] - raw[0]) > 1e-3
+    assert_allclose(aligned, raw[0], atol=1e-6)
+    assert result.attrs["distance"] > 1 > 1e-6 > result.attrs["aligned_distance"]
+    given = interpolate(case.task(), a, b, points=5, align=a)
+    assert_array_equal(given["loss"].sel(alignment="aligned"), given["loss"][1, 0])

@@ -239,7 +239,7 @@ def along(
     if recipe.weight_decay:
         decayed = [n for n in names if any(fnmatchcase(n, p) for p in recipe.decayed)]
         penalty = xr.DataArray(recipe.weight_decay / 2 * squared_norm(decayed), dims="t")
-        words = {"long_name": f"loss + {recipe.weight_decay:g}/2 squared norm"}
+        words = {"long_name": "regularised loss"}
         result["regularised_loss"] = (result["loss"] + penalty).assign_attrs(words)
         result["regularised_loss_stderr"] = result["loss_stderr"]
     rows = flatten(states[1:-1], names, dtype=ready.dtype).numpy()
@@ -317,4 +317,5 @@ def _recorded(value: Any) -> str | float:
         return value
     if isinstance(value, tuple | list):
         return " ".join(map(str, value))
+    value = getattr(value, "func", value)  # of a partial
     return "" if value is None else getattr(value, "__qualname__", type(value).__name__)

@@ -10,6 +10,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
+from landscape.analyses.alignment import align as match_units
 from landscape.analyses.diagnostics import combined, with_diagnostics
 from landscape.evaluation import Prepared, Tasks, evaluate, placing, prepare
 from landscape.families import polychain
@@ -58,7 +59,7 @@ def interpolate(
     ready = prepare(task, polychain(*states), **placing(options))
     model, measures = ready.tasks[0].model, list(ready.tasks[0].measures())
     if diagnostics:
-        ready = with_diagnostics(ready, [a, states[-1]], batch_norm=options.get("batch_norm"))
+        ready = with_diagnostics(ready, polychain(*states), batch_norm=options.get("batch_norm"))
     path = partial(_path, ready, t=t, measures=measures, options=options)
     if len(states) > 2 and (layers is not None or align is not False):
         raise ValueError("layers and align are for a line between two states, not for a path")
@@ -69,15 +70,13 @@ def interpolate(
         results = [path([a, _moved(a, b, names)]) for names in parts.values()]
         words = {"long_name": "the part that moves"}
         index = xr.DataArray(list(parts), dims="layer", name="layer", attrs=words)
-        result = xr.concat(results, dim=index, combine_attrs="override")
+        result = _stacked(results, index)
     elif align is not False:
-        from landscape.analyses.alignment import align as aligned
-
         method = "weights" if align is True else align
-        permuted = aligned(ready, a, b, method=method) if isinstance(method, str) else method
+        permuted = match_units(ready, a, b, method=method) if isinstance(method, str) else method
         lines = [path([a, end]) for end in (b, permuted)]
         index = xr.DataArray(["raw", "aligned"], dims="alignment", name="alignment")
-        result = xr.concat(lines, dim=index, combine_attrs="override")
+        result = _stacked(lines, index)
         result["alignment"].attrs["long_name"] = "units of the second state"
         result.attrs["aligned_distance"] = distance(a, permuted)
     else:
@@ -118,6 +117,12 @@ def parts_of(model: nn.Module, layers: str | Sequence[str]) -> dict[str, list[st
 def _moved(a: State, b: State, names: Sequence[str]) -> State:
     """The state `a` with some entries of `b`."""
     return {**a, **{name: b[name] for name in names if name in b}}
+
+
+def _stacked(lines: Sequence[xr.Dataset], index: xr.DataArray) -> xr.Dataset:
+    """Lines along a new dimension; what is no value of a point stays as it is."""
+    along = [name for name in lines[0] if "t" in lines[0][name].dims]
+    return xr.concat(lines, dim=index, data_vars=along, combine_attrs="override")
 
 
 def _path(

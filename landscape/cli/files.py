@@ -1,0 +1,80 @@
+"""Verbs about files: figures of results, what is in a file, and the demo."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from landscape.cli.jobs import writable
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+RESULTS = (".h5", ".hdf5", ".nc")
+
+
+def plot(options: argparse.Namespace) -> bool:
+    """Draw the figure that suits a results file."""
+    output = writable(options.output)
+    from landscape import plots
+
+    result = _result(Path(options.results))
+    if options.html or output.suffix == ".html":
+        print(plots.write_html(result, output, y=options.y and options.y[0]))
+    elif output.suffix == ".vts":
+        print(plots.write_vts(result, output, y=options.y and options.y[0]))
+    else:
+        fig = plots.figure(
+            result, y=options.y, venue=options.venue, style=options.style, kind=options.kind
+        )
+        subject = f"{options.results}: {result.attrs.get('command', '')}"
+        print(plots.save_figure(fig, output, subject=subject, style=options.style))
+    return True
+
+
+def info(options: argparse.Namespace) -> bool:
+    """Say what is in a results file, a checkpoint or a folder of checkpoints."""
+    from landscape import tables
+
+    path = Path(options.path)
+    if path.suffix in RESULTS:
+        print(tables.result_text(_result(path)))
+        return True
+    from landscape.checkpoints import CheckpointError, checkpoints, describe
+
+    try:
+        found = checkpoints(path) if path.is_dir() else []
+    except CheckpointError:
+        found = []  # a folder that is itself a checkpoint
+    if found:
+        rows = [[str(one.step), one.path.name] for one in found]
+        print(tables.table([["step", "checkpoint"], *rows]))
+    else:
+        print(tables.mapping_text(describe(path, key=options.state_key)))
+    return True
+
+
+def validate(options: argparse.Namespace) -> bool:
+    """Check that results files are complete and keep to the schema."""
+    from landscape import results
+
+    complete = True
+    for path in options.results:
+        found = results.problems(results.load(path))
+        print(f"{path}: {'; '.join(found) or 'ok'}")
+        complete = complete and not found
+    return complete
+
+
+def demo(options: argparse.Namespace) -> bool:
+    """Train two small networks on digits and study how they are connected."""
+    from landscape.demo import run
+
+    run(Path(options.output), quiet=options.quiet)
+    return True
+
+
+def _result(path: Path) -> "xr.Dataset":
+    """A result of ours, or a surface of the classic tool."""
+    from landscape import classic, results
+
+    return classic.read_surface(path) if classic.is_classic(path) else results.load(path)

@@ -1,0 +1,380 @@
+"""Which options does each verb have?"""
+
+import argparse
+import json
+from typing import Any
+
+Verb = argparse.ArgumentParser
+KINDS = ("chord", "mean", "max")
+
+
+def demo(verb: Verb) -> None:
+    """Options of `demo`."""
+    verb.add_argument(
+        "-o", "--output", default="landscape-demo", help="folder for all files (%(default)s)"
+    )
+
+
+def interpolate(verb: Verb) -> None:
+    """Options of `interpolate`."""
+    _ends(verb)
+    verb.add_argument("further", nargs="*", help="more checkpoints: a path through all, in order")
+    _task(verb)
+    _points(verb, 25, "points on the line")
+    verb.add_argument(
+        "--range", type=float, nargs=2, default=(0.0, 1.0), metavar=("FIRST", "LAST"),
+        help="first and last t (0 1)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--keep-examples", action="store_true",
+        help="store the loss of each example, for intervals on barriers",
+    )  # fmt: skip
+    verb.add_argument(
+        "--layers", nargs="+", metavar="NAME",
+        help="move one part at a time: each (module), blocks, or names and patterns of modules",
+    )  # fmt: skip
+    _diagnostics(verb)
+    _evaluation(verb)
+    _loading(verb)
+    _work(verb)
+
+
+def connect(verb: Verb) -> None:
+    """Options of `connect`."""
+    _ends(verb)
+    _task(verb)
+    verb.add_argument(
+        "--curve", choices=("bezier", "polychain", "autoneb"), default="bezier",
+        help="kind of path; autoneb relaxes a chain of pivots and adds more (%(default)s)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--bends", type=count, default=None,
+        help="trained states between the ends (1; 3 pivots at the start of autoneb)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--start", nargs="+", metavar="CHECKPOINT", default=[],
+        help="a checkpoint for each bend to start from (default: the straight line)",
+    )  # fmt: skip
+    _points(verb, 61, "points on the trained curve")
+    verb.add_argument(
+        "--cycles", type=count, default=4, help="cycles of autoneb, of so many epochs each (4)"
+    )
+    training = verb.add_argument_group("training")
+    training.add_argument("--epochs", type=count, default=100, help="%(default)s")
+    training.add_argument("--batch-size", type=count, default=128, help="%(default)s")
+    training.add_argument("--lr", type=float, default=0.03, help="learning rate (%(default)s)")
+    training.add_argument(
+        "--weight-decay", type=float, default=0.0,
+        help="of the weights at each point of the curve (%(default)s)",
+    )  # fmt: skip
+    training.add_argument(
+        "--optimiser", metavar="NAME", help="a class of torch.optim instead of SGD with momentum"
+    )
+    training.add_argument(
+        "--optimiser-args", type=json_object, default={}, metavar="JSON",
+        help="its keyword arguments; lr is --lr",
+    )  # fmt: skip
+    training.add_argument(
+        "--training-data", metavar="WHERE:FUNCTION",
+        help="a function that gives batches to train on, which may shuffle and augment "
+        "(default: those of the task named 'train', or the first)",
+    )  # fmt: skip
+    training.add_argument("--seed", type=int, default=0, help="%(default)s")
+    verb.add_argument(
+        "--save-bends", metavar="FOLDER", help="also write the trained bends as checkpoints"
+    )
+    _diagnostics(verb)
+    _evaluation(verb)
+    _loading(verb)
+    _output(verb)
+
+
+def surface(verb: Verb) -> None:
+    """Options of `surface`."""
+    verb.add_argument(
+        "checkpoints", nargs="+",
+        help="one: random directions about it; three: the plane through them; two and --curve: the "
+        "plane through both and the middle bend",
+    )  # fmt: skip
+    _task(verb)
+    verb.add_argument(
+        "--curve", metavar="RESULT", help="result of connect for the first two checkpoints"
+    )
+    verb.add_argument(
+        "--direction", action="append", default=[], metavar="CHECKPOINT",
+        help="a direction (eigenvector, gradient ...) instead of a random one; up to three times",
+    )  # fmt: skip
+    verb.add_argument(
+        "--mark", action="append", default=[], metavar="NAME=CHECKPOINT",
+        help="a checkpoint to be projected on the surface (repeatable)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--points", type=sizes, default=[21], metavar="N|NxM|NxMxL",
+        help="points along each axis (21)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--dimensions", type=int, choices=(1, 2, 3), default=2,
+        help="random directions, if --points does not say (%(default)s)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--extent", type=float, default=1.0, help="about one checkpoint: from -extent to extent (1)"
+    )
+    verb.add_argument(
+        "--margin", type=float, default=0.2, help="around three: share of the width (0.2)"
+    )
+    for axis in "xyz":
+        verb.add_argument(
+            f"--{axis}-range", type=float, nargs=2, metavar=("FIRST", "LAST"),
+            help=f"ends of the {axis} axis instead",
+        )  # fmt: skip
+    verb.add_argument(
+        "--normalise", choices=("filter", "layer", "model", "none"), default="filter",
+        help="of random directions (%(default)s)",
+    )  # fmt: skip
+    verb.add_argument("--seed", type=int, default=0, help="of random directions (%(default)s)")
+    verb.add_argument(
+        "--refine", metavar="RESULT",
+        help="an earlier surface: halve its steps where its contours and extremes are",
+    )  # fmt: skip
+    _evaluation(verb)
+    _loading(verb)
+    _work(verb)
+
+
+def trajectory(verb: Verb) -> None:
+    """Options of `trajectory`."""
+    verb.add_argument(
+        "checkpoints", nargs="+", help="a folder of checkpoints, or checkpoints in their order"
+    )
+    _task(verb)
+    verb.add_argument("--pattern", help="which files of the folder, and where their step stands")
+    verb.add_argument(
+        "--origin", choices=("last", "mean"), default="last",
+        help="principal components about the last checkpoint or the mean (%(default)s)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--points", type=sizes, default=[21], metavar="N|NxM", help="points along each axis (21)"
+    )
+    verb.add_argument(
+        "--margin", type=float, default=0.2, help="around the path: share of the width (0.2)"
+    )
+    verb.add_argument("--path-only", action="store_true", help="no surface below the path")
+    verb.add_argument("--tsne", action="store_true", help="also a t-SNE view of the path")
+    verb.add_argument("--seed", type=int, default=0, help="of the t-SNE view (%(default)s)")
+    _evaluation(verb)
+    _loading(verb)
+    _work(verb)
+
+
+def instability(verb: Verb) -> None:
+    """Options of `instability`."""
+    verb.add_argument(
+        "runs", nargs="+",
+        help="a folder of runs, each a folder of checkpoints that says in its path from which step "
+        "it was branched (k=500), from which trunk (seed=1), and its own name; with --all-pairs: "
+        "checkpoints, or folders whose last checkpoint is meant, or one folder of checkpoints",
+    )  # fmt: skip
+    _task(verb)
+    verb.add_argument(
+        "--pattern",
+        help="regular expression for paths of runs, with the groups step, trunk and run",
+    )
+    verb.add_argument(
+        "--all-pairs", action="store_true",
+        help="barriers between all pairs of runs (or steps of one run), and their basins",
+    )  # fmt: skip
+    _points(verb, 31, "points on each line")
+    verb.add_argument("--kind", choices=KINDS, help="of barrier (mean; chord with --all-pairs)")
+    verb.add_argument(
+        "--threshold", type=float, default=0.02,
+        help="at which a step counts as stable, and a pair as connected (%(default)s)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--measure", help="which the threshold is for (error if there is one, else loss)"
+    )
+    _evaluation(verb)
+    _loading(verb)
+    _work(verb)
+
+
+def align(verb: Verb) -> None:
+    """Options of `align`."""
+    _ends(verb)
+    _task(verb)
+    verb.add_argument(
+        "--method", choices=("weights", "activations"), default="weights",
+        help="what is matched (%(default)s)",
+    )  # fmt: skip
+    verb.add_argument("--starts", type=count, default=3, help="of the search (%(default)s)")
+    verb.add_argument("--seed", type=int, default=0, help="%(default)s")
+    verb.add_argument(
+        "--symmetries", metavar="FILE",
+        help='which units may be permuted, if the model cannot be traced: JSON such as '
+        '{"hidden": [["fc1.weight", 0], ["fc1.bias", 0], ["fc2.weight", 1]]}',
+    )  # fmt: skip
+    verb.add_argument(
+        "--save", metavar="FOLDER", help="also write the aligned second state as a checkpoint"
+    )
+    _points(verb, 25, "points on both lines, raw and aligned")
+    _diagnostics(verb)
+    _evaluation(verb)
+    _loading(verb)
+    _output(verb)
+
+
+def plot(verb: Verb) -> None:
+    """Options of `plot`."""
+    verb.add_argument("results", help="results file (HDF5)")
+    verb.add_argument(
+        "-o", "--output", required=True,
+        help="figure: .pdf, .svg, .png ...; a surface also as .vts for ParaView, or .html",
+    )  # fmt: skip
+    verb.add_argument("--y", nargs="+", metavar="MEASURE", help="measures to draw (all)")
+    verb.add_argument(
+        "--kind", choices=("3d",), help="draw a surface in three dimensions instead of contours"
+    )
+    verb.add_argument(
+        "--html", action="store_true", help="an interactive surface that needs no network"
+    )
+    verb.add_argument(
+        "--venue", default="neurips",
+        help="whose column width to use: icml, neurips, ... (%(default)s)",
+    )  # fmt: skip
+    verb.add_argument("--style", help="a matplotlib style or style file instead of the paper style")
+
+
+def info(verb: Verb) -> None:
+    """Options of `info`."""
+    verb.add_argument("path", help="results file (HDF5), checkpoint, or folder of checkpoints")
+    verb.add_argument("--state-key", help="which weights, if a checkpoint holds several (EMA, raw)")
+
+
+def validate(verb: Verb) -> None:
+    """Options of `validate`."""
+    verb.add_argument("results", nargs="+", help="results files (HDF5)")
+
+
+# --- options that verbs share ---------------------------------------------------------------------
+
+
+def _ends(verb: Verb) -> None:
+    verb.add_argument("a", help="checkpoint at t = 0: a file, or a folder in a known format")
+    verb.add_argument("b", help="checkpoint at t = 1")
+
+
+def _task(verb: Verb) -> None:
+    verb.add_argument(
+        "--task", required=True, metavar="WHERE:FUNCTION",
+        help="pkg.mod:function or path/file.py:function; the function returns a landscape.Task, "
+        "or several with one model",
+    )  # fmt: skip
+    verb.add_argument(
+        "--task-args", type=json_object, default={}, metavar="JSON",
+        help='keyword arguments for that function, such as \'{"width": 64}\'',
+    )  # fmt: skip
+
+
+def _points(verb: Verb, default: int, what: str) -> None:
+    verb.add_argument("--points", type=count, default=default, help=f"{what} (%(default)s)")
+
+
+def _diagnostics(verb: Verb) -> None:
+    verb.add_argument(
+        "--diagnostics", action="store_true",
+        help="also disagreement with both ends, entropy, calibration error and ensemble gain",
+    )  # fmt: skip
+
+
+def _evaluation(verb: Verb) -> None:
+    group = verb.add_argument_group("evaluation")
+    group.add_argument(
+        "--batch-norm", choices=("recalibrate", "interpolate", "keep", "repair"),
+        help="statistics of a point: recomputed from the task named 'train' or the first task "
+        "(default), mixed like weights, those of the nearest checkpoint, or REPAIR for all units",
+    )  # fmt: skip
+    group.add_argument(
+        "--batch-norm-examples", type=count, metavar="N",
+        help="recalibrate on N examples, evenly spread over the data (default: all)",
+    )  # fmt: skip
+    group.add_argument(
+        "--examples", type=count, metavar="N",
+        help="a cheap preview: evaluate N examples, evenly spread over the data (default: all)",
+    )  # fmt: skip
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (%(default)s)")
+    group.add_argument(
+        "--dtype", choices=("float32", "float64"), default="float32",
+        help="of the arithmetic (%(default)s)",
+    )  # fmt: skip
+
+
+def _loading(verb: Verb) -> None:
+    group = verb.add_argument_group("reading checkpoints")
+    group.add_argument(
+        "--state-key", help="which weights, if a checkpoint holds several (EMA, raw)"
+    )
+    group.add_argument("--strip-prefix", help="leading part to remove from all names, such as net.")
+    group.add_argument(
+        "--allow-missing", action="append", default=[], metavar="PATTERN",
+        help="names that a checkpoint may lack; filled from the task's model (repeatable)",
+    )  # fmt: skip
+    group.add_argument(
+        "--allow-nonfinite", action="store_true", help="accept checkpoints with NaN or infinity"
+    )
+
+
+def _output(verb: Verb) -> Any:
+    group = verb.add_argument_group("work")
+    group.add_argument(
+        "-o", "--output", required=True, help="results file (HDF5) to write or resume"
+    )
+    group.add_argument(
+        "--overwrite", action="store_true", help="start anew instead of resuming the output"
+    )
+    group.add_argument(
+        "--dry-run", action="store_true", help="print the cost and stop before computing"
+    )
+    return group
+
+
+def _work(verb: Verb) -> None:
+    group = _output(verb)
+    group.add_argument(
+        "--workers", type=_workers, default=0, metavar="N|auto",
+        help="processes on this machine; auto: one per GPU; 0: this process (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--scheduler", metavar="ADDRESS|FILE",
+        help="a running dask cluster: tcp://host:8786, or a scheduler file",
+    )  # fmt: skip
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def sizes(text: str) -> list[int]:
+    """Numbers of points along the axes: 21, or 21x11."""
+    return [count(part) for part in text.split("x")]
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """A mapping in JSON."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"not JSON ({error}): {text}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text}")
+    return value
+
+
+def _workers(text: str) -> int | str:
+    if text != "auto" and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a number or 'auto', got {text!r}")
+    return text if text == "auto" else int(text)
