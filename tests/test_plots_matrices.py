@@ -77,11 +77,11 @@ def test_text_can_be_read_on_its_cell():
 
 def test_the_threshold_is_in_the_colour_bar_of_its_measure():
     ax = plots.matrix(barriers(), axes(), y="error")
-    bar = ax.figure.axes[1]
+    (bar,) = ax.child_axes
     assert_allclose(bar.lines[-1].get_ydata(), 0.02)
     assert [text.get_text() for text in bar.texts] == ["0.02"]
     assert bar.get_ylabel() == "chord barrier in error"
-    assert not plots.matrix(barriers(), axes(), y="loss").figure.axes[1].texts
+    assert not plots.matrix(barriers(), axes(), y="loss").child_axes[0].texts
 
 
 def test_barriers_that_are_not_finite_are_hatched():

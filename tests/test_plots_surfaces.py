@@ -179,12 +179,12 @@ def test_what_is_above_the_top_level_is_grey_and_hatched(tilted):
     filled = ax.collections[0]
     assert filled.hatches[-1]
     assert_allclose(filled.get_facecolors()[-1][:3], 0.85)
-    bar = ax.figure.axes[1]
+    (bar,) = ax.child_axes
     assert bar._colorbar.extend == "max"
     assert_allclose(bar.get_yticks(), [-11, 0, 10])
     whole = plots.contours(tilted, axes())
     assert not any(whole.collections[0].hatches)
-    assert whole.figure.axes[1]._colorbar.extend == "neither"
+    assert whole.child_axes[0]._colorbar.extend == "neither"
 
 
 def test_lost_points_are_hatched_cells_and_pending_ones_blank(tilted):

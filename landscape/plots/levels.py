@@ -78,12 +78,11 @@ def colour_bar(
     norm, cmap = colours(levels)
     bar: Colorbar = figure.colorbar(
         ScalarMappable(norm, cmap),
-        ax=axes,
+        **(beside(axes) | options),
         ticks=levels,
         extend="max" if clipped else "neither",
         spacing="uniform",
         label=label,
-        **options,
     )
     bar.minorticks_off()
     figure.draw_without_rendering()  # so that the height is known
@@ -93,6 +92,13 @@ def colour_bar(
     texts = [text if k % every == 0 else "" for k, text in enumerate(level_texts(levels))]
     bar.set_ticks(levels.tolist(), labels=texts)
     return bar
+
+
+def beside(axes: Axes | Sequence[Axes], gap: float = 0.04) -> dict[str, Any]:
+    """Where a colour bar goes: at one panel, as high as that; or beside several."""
+    if isinstance(axes, Axes) and axes.name != "3d":
+        return {"cax": axes.inset_axes((1 + gap, 0, 0.05, 1))}
+    return {"ax": axes}
 
 
 def edges(centres: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from landscape.plots.levels import colour_bar, colours, edges, hatch, levels_for
+from landscape.plots.levels import beside, colour_bar, colours, edges, hatch, levels_for
 from landscape.plots.parts import field, label, part
 
 MOST_WRITTEN = 12  # runs whose barriers are written in the cells
@@ -89,9 +89,11 @@ def threshold_bar(result: xr.Dataset, axes: Any, image: Any, y: str) -> None:
     text = label(result, y)
     if "barrier" not in text:
         text = f"{result.attrs.get('kind', '')} barrier in {text}".strip()
-    bar = first.get_figure(root=True).colorbar(image, ax=axes, label=text)  # type: ignore[union-attr]
     threshold = result.attrs.get("threshold")
-    if threshold is not None and result.attrs.get("measure", y) == y:
+    judged = threshold is not None and result.attrs.get("measure", y) == y
+    figure: Any = first.get_figure(root=True)
+    bar = figure.colorbar(image, label=text, **beside(axes, 0.12 if judged else 0.04))
+    if threshold is not None and judged:
         bar.ax.axhline(float(threshold), color=BASIN, linewidth=1.5)
         bar.ax.annotate(
             f"{float(threshold):g}", (0, float(threshold)), xytext=(-2, 0), color=BASIN,

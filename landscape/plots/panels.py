@@ -123,8 +123,9 @@ def matrices(result: xr.Dataset, names: list[str], width: float) -> Figure:
         top = float(result[measure].where(np.isfinite(result[measure])).max())
         for ax, split in zip(row, columns, strict=True):
             matrix(result, ax, y=measure, split=split, top=top, bar=False)
-            ax.label_outer()
             ax.set_title(split or "")
+            if len(columns) > 1:
+                ax.label_outer()
         threshold_bar(result, list(row), row[0].collections[0], measure)
     _legend(fig, panels.ravel().tolist())
     for ax in panels.ravel():
@@ -144,8 +145,9 @@ def _contours(
         for ax, (title, one, split) in zip(row, columns, strict=True):
             contours(one, ax, y=measure, split=split, levels=levels, bar=False, on_top=False)
             labels.append((ax, overlays(one, ax) if "z" not in result.dims else []))
-            ax.label_outer()
             ax.set_title(title or "")
+            if len(columns) > 1:
+                ax.label_outer()
         colour_bar(list(row), levels, label(result, measure))
     _legend(fig, panels.ravel().tolist())
     for ax, texts in labels:
@@ -162,15 +164,22 @@ def _row(num: int, width: float) -> tuple[Figure, Any]:
 def _grid(rows: int, columns: int, width: float, aspect: float, least: float) -> tuple[Figure, Any]:
     """Panels (rows, columns) of an aspect, height over width, with room for labels and bars.
 
-    Where a panel would be narrower than `least` inches, all are below one another.
+    Where a panel would be narrower than `least` inches, all are below one another. A single column
+    is broken into as many as have room for their colour bars.
     """
-    across = columns if (width - 1.0) / columns - 0.1 >= least else 1
-    size = (width - 1.0) / across - 0.1
-    down = rows * columns // across
-    height = down * (size * float(np.clip(aspect, 0.4, 2.0)) + 0.25) + 0.5
+    if columns == 1:
+        across = min(rows, max(1, int(width / 2.5)))
+        size = width / across - 1.1
+    else:
+        across = columns if (width - 1.0) / columns - 0.1 >= least else 1
+        size = (width - 1.0) / across - 0.1
+    down = -(-rows * columns // across)
+    height = down * (size * float(np.clip(aspect, 0.2, 2.0)) + 0.25) + 0.5
     fig = Figure(figsize=(width, height), layout="compressed")
-    panels = fig.subplots(down, across, squeeze=False)
-    return fig, panels.reshape(rows, columns)
+    panels = fig.subplots(down, across, squeeze=False).ravel()
+    for extra in panels[rows * columns :]:
+        extra.remove()
+    return fig, panels[: rows * columns].reshape(rows, columns)
 
 
 def _named(split: str | None, measure: str) -> str:

@@ -27,7 +27,7 @@ def contours(
     bar: bool = True,
     on_top: bool = True,
 ) -> Axes:
-    """Draw a measure over the plane (x, y): filled contours with a colour bar, or labelled lines.
+    """Draw a measure over the plane (x, y): filled contours, or lines with some labels.
 
     `split`: which of several, the first by default. `levels`: rising values, by default those of
     `levels_for`; pass the same to panels that are compared. `bar`: with a colour bar of its own.
@@ -51,13 +51,14 @@ def contours(
             x, up, shown, levels, norm=norm, cmap=cmap, hatches=hatches,
             extend="max" if clipped else "neither",
         )  # fmt: skip
-        ax.contour(x, up, shown, levels, colors="black", linewidths=0.3, alpha=0.5)
-        if bar:
-            colour_bar(ax, levels, label(result, y), clipped=clipped)
+        ax.contour(x, up, shown, levels[1:], colors="black", linewidths=0.3, alpha=0.5)
     else:
         lines = ax.contour(x, up, shown, levels, norm=norm, cmap=cmap, linewidths=0.8)
         texts = dict(zip(lines.levels, level_texts(levels), strict=True))
-        ax.clabel(lines, fmt=texts, fontsize="x-small", inline_spacing=2)
+        long = levels[len(levels) // 2 :: 2]  # the short ones have no room for their label
+        ax.clabel(lines, long, fmt=texts, fontsize="x-small", inline_spacing=2)
+    if bar:
+        colour_bar(ax, levels, label(result, y), clipped=clipped)
     hatch(ax, x, up, lost, clip=True)
     ax.set(xlim=(x[0], x[-1]), ylim=(up[0], up[-1]))
     ax.set(xlabel=axis_label(result, "x"), ylabel=axis_label(result, "y"))
@@ -88,14 +89,16 @@ def surface3d(
     norm, cmap = colours(levels)
     clipped = values > levels[-1]
     height = np.where(clipped, levels[-1], values)
-    x, up = np.meshgrid(chosen["x"].values, chosen["y"].values)
-    corners = (values[:-1, :-1], values[1:, :-1], values[:-1, 1:], values[1:, 1:])
-    faces = np.full((*values.shape, 4), np.nan)
+    axes = [_dense(chosen[name].values) for name in ("x", "y")]
+    x, up = np.meshgrid(*axes)
+    fine = on_surface(chosen, height, x, up)
+    corners = (fine[:-1, :-1], fine[1:, :-1], fine[:-1, 1:], fine[1:, 1:])
+    faces = np.full((*fine.shape, 4), np.nan)
     faces[:-1, :-1] = cmap(norm(np.ma.masked_invalid(np.mean(corners, axis=0))))
     ax.plot_surface(
         x,
         up,
-        height,
+        fine,
         rstride=1,
         cstride=1,
         facecolors=faces,
@@ -112,10 +115,11 @@ def surface3d(
         if f"{name}_x" in result:
             where = result[f"{name}_x"].values, result[f"{name}_y"].values
             ax.plot(*where, on_surface(chosen, height, *where), zorder=3, **style)
-    ax.set(xlabel=axis_label(result, "x"), ylabel=axis_label(result, "y"), zlabel=label(result, y))
+    ax.set(xlabel=axis_label(result, "x"), ylabel=axis_label(result, "y"))
+    ax.set_zlabel("" if bar else label(result, y))
     sides = np.ptp(x), np.ptp(up)
     ratio = sides[1] / sides[0] if in_distances(result) else 1.0
-    ax.set_box_aspect((1.0, ratio, 0.75), zoom=1.05)
+    ax.set_box_aspect((1.0, np.clip(ratio, 0.4, 2.5), 0.75), zoom=1.05)
     ax.set_zlim(levels[0], levels[-1])
     ax.tick_params(pad=-3, labelsize="x-small")
     for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
@@ -136,6 +140,13 @@ def plane_of(
             f"a surface needs at least 2 x 2 points, got {chosen.sizes['x']} x {chosen.sizes['y']}"
         )
     return chosen, *field(chosen, y, ("y", "x"))
+
+
+def _dense(axis: Array) -> Array:
+    """The points of an axis and others between them, at least 60, so that faces keep to levels."""
+    between = max(1, -(-60 // (len(axis) - 1)))
+    positions = np.arange(between * (len(axis) - 1) + 1) / between
+    return np.interp(positions, np.arange(len(axis)), axis)
 
 
 def on_surface(result: xr.Dataset, values: Array, x: Array, y: Array) -> Array:
