@@ -222,7 +222,7 @@ def test_barriers_between_all_pairs_of_runs_or_steps(runs, capsys):
     assert "one basin" in capsys.readouterr().err
     matrix = results.load("m.h5")
     assert matrix["loss"].sizes == {"run": 4, "other_run": 4}
-    assert matrix["run"].values.tolist() == folders
+    assert matrix["run"].values.tolist() == [name.removeprefix("runs/") for name in folders]
     assert matrix["loss"][0, 1] == matrix["loss"][1, 0] > 0.1
     assert matrix["loss"][2, 3] == 0
     assert matrix["basin"][0] != matrix["basin"][1]
@@ -332,4 +332,3 @@ def test_help_of_every_verb(capsys):
             main([verb, "--help"])
         assert stop.value.code == 0
         assert "--task" in capsys.readouterr().out or verb == "plot"
-

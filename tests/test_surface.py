@@ -90,9 +90,9 @@ def test_a_plane_through_three_states_maps_them_back():
     assert result["mark_distance"][3] > 0.1
     for state, place in zip((a, b, c), places[:3], strict=True):
         assert distance(family.at(*place), state) < 1e-5
-    for axis, name in enumerate("xy"):  # all three are on the grid, with a fifth on each side
+    wide = np.ptp(vertices, axis=0).max()
+    for axis, name in enumerate("xy"):  # all three are on the grid, with a fifth on all sides
         low, high = vertices[:, axis].min(), vertices[:, axis].max()
-        wide = high - low
         ends = [low - 0.2 * wide, high + 0.2 * wide]
         assert_allclose(result[name][[0, -1]], ends, atol=1e-9)
         assert result[name].attrs["units"] == "distance"

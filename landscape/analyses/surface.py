@@ -126,8 +126,8 @@ def surface_plan(
     - a state: random directions about it (`random_plane`, with `model`, `normalise` and `seed`),
       from -`extent` to `extent`: two, or one for each number in `points`, or three if there is `z`;
     - three states: the plane through them in real distances, covering all three with a `margin`
-      (a share of the width on each side); the three are marked, by the names that they have in
-      `marks`, else w1, w2, w3;
+      (a share of the largest width, on all sides); the three are marked, by the names that they
+      have in `marks`, else w1, w2, w3;
     - a family of one to three coordinates: those of `affine` and `random_plane` from -`extent` to
       `extent`, others covering their controls with the margin, curves from 0 to 1.
 
@@ -218,7 +218,7 @@ def finished(result: xr.Dataset, plan: SurfacePlan) -> xr.Dataset:
         variables |= _projected("curve", "curve_t", plan.family, states)
     result = result.assign(variables).assign_coords(coords)
     for dim in dims:
-        result[dim].attrs |= {"long_name": f"position {dim}", "units": units}
+        result[dim].attrs |= {"long_name": dim, "units": units}
     for name, variable in result.variables.items():
         variable.attrs.setdefault("long_name", str(name).replace("_", " "))
     shape = " x ".join(str(result.sizes[name]) for name in dims)
@@ -243,11 +243,14 @@ def few_examples(task: Tasks, num: int) -> tuple[Task, ...]:
 # --- the grid -------------------------------------------------------------------------------------
 
 
-def covering(values: Array, size: int, margin: float) -> Array:
-    """An axis of so many points over all values, and a share of their width more on each side."""
-    low, high = float(values.min()), float(values.max())
-    more = margin * (high - low)
-    return np.linspace(low - more, high + more, size)
+def covering(places: Array, sizes: Sequence[int], margin: float) -> list[Array]:
+    """Axes of so many points that cover places (n, k), with the same margin on all sides.
+
+    The margin is a share of the largest width.
+    """
+    more = margin * np.ptp(places, axis=0).max()
+    ends = np.stack([places.min(0) - more, places.max(0) + more], axis=1)
+    return [np.linspace(low, high, size) for (low, high), size in zip(ends, sizes, strict=True)]
 
 
 def _num_directions(
@@ -309,7 +312,7 @@ def _default_axes(
     except ValueError:
         places = np.array([[0.0], [1.0]])
         margin = 0.0
-    return [covering(column, size, margin) for column, size in zip(places.T, sizes, strict=True)]
+    return covering(places, sizes, margin)
 
 
 # --- what is drawn on top, and previews -----------------------------------------------------------

@@ -195,7 +195,8 @@ def trajectory_plan(
 ) -> SurfacePlan:
     """The surface that belongs to a path: its plane, on a grid that covers the path.
 
-    `margin` is a share of the width on each side. About the last checkpoint, the grid contains it.
+    `margin` is a share of the largest width on each side. About the last checkpoint, the grid
+    contains it.
     `points`, `marks` and `curve` are those of `surface_plan`.
     """
     family = trajectory_plane(checkpoints, path)
@@ -203,14 +204,12 @@ def trajectory_plan(
     sizes = [points] * num if isinstance(points, int) else list(points)
     if len(sizes) != num:
         raise ValueError(f"points must be one number, or {num} for this path; got {points}")
-    axes = {}
-    for axis, size in zip(family.coordinates, sizes, strict=True):
-        values = path[f"path_{axis}"].values
-        if path.attrs["origin"] == "last":
-            axes[axis] = _through_zero(covering(values, 2, margin), size)
-        else:
-            axes[axis] = covering(values, size, margin)
-    return surface_plan(family, **axes, marks=marks, curve=curve)  # type: ignore[arg-type]
+    places = np.stack([path[f"path_{axis}"].values for axis in family.coordinates], axis=1)
+    axes = covering(places, sizes, margin)
+    if path.attrs["origin"] == "last":
+        axes = [_through_zero(axis[[0, -1]], size) for axis, size in zip(axes, sizes, strict=True)]
+    named = dict(zip(family.coordinates, axes, strict=True))
+    return surface_plan(family, **named, marks=marks, curve=curve)  # type: ignore[arg-type]
 
 
 def with_surface(path: xr.Dataset, surface: xr.Dataset) -> xr.Dataset:

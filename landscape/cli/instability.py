@@ -1,6 +1,7 @@
 """The verb about stability: barriers between many networks."""
 
 import argparse
+import os
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -77,7 +78,8 @@ def _networks(options: argparse.Namespace) -> "dict[tuple[Any, ...], Path]":
         if (str(path),) in named:
             raise ValueError(f"{path} is named twice: a network has no barrier to itself")
         named[(str(path),)] = last
-    return named
+    above = os.path.commonpath([path.parent for path in paths])
+    return {(os.path.relpath(name, above),): path for (name,), path in named.items()}
 
 
 @lru_cache(maxsize=1)

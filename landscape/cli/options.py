@@ -120,7 +120,7 @@ def surface(verb: Verb) -> None:
         "--extent", type=float, default=1.0, help="about one checkpoint: from -extent to extent (1)"
     )
     verb.add_argument(
-        "--margin", type=float, default=0.2, help="around three: share of the width (0.2)"
+        "--margin", type=float, default=0.2, help="around three: share of the largest width (0.2)"
     )
     for axis in "xyz":
         verb.add_argument(
@@ -156,7 +156,10 @@ def trajectory(verb: Verb) -> None:
         "--points", type=sizes, default=[21], metavar="N|NxM", help="points along each axis (21)"
     )
     verb.add_argument(
-        "--margin", type=float, default=0.2, help="around the path: share of the width (0.2)"
+        "--margin",
+        type=float,
+        default=0.2,
+        help="around the path: share of the largest width (0.2)",
     )
     verb.add_argument("--path-only", action="store_true", help="no surface below the path")
     verb.add_argument("--tsne", action="store_true", help="also a t-SNE view of the path")

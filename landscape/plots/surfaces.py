@@ -87,26 +87,23 @@ def surface3d(
     chosen, values, _ = plane_of(result, y, split)
     levels = levels_for([values]) if levels is None else np.asarray(levels, float)
     norm, cmap = colours(levels)
-    clipped = values > levels[-1]
+    clipped, lost = values > levels[-1], np.isnan(values)
     height = np.where(clipped, levels[-1], values)
-    axes = [_dense(chosen[name].values) for name in ("x", "y")]
-    x, up = np.meshgrid(*axes)
-    fine = on_surface(chosen, height, x, up)
-    corners = (fine[:-1, :-1], fine[1:, :-1], fine[:-1, 1:], fine[1:, 1:])
-    faces = np.full((*fine.shape, 4), np.nan)
-    faces[:-1, :-1] = cmap(norm(np.ma.masked_invalid(np.mean(corners, axis=0))))
+    known = np.where(lost, levels[0], values)
+    x, up = np.meshgrid(*(_dense(chosen[name].values) for name in ("x", "y")))
+    fine = on_surface(chosen, known, x, up)
+    corners = [(slice(None, -1), slice(None, -1)), (slice(1, None), slice(None, -1)),
+               (slice(None, -1), slice(1, None)), (slice(1, None), slice(1, None))]  # fmt: skip
+    holes = np.any([lost[corner] for corner in corners], axis=0)
+    for axis in (0, 1):
+        holes = holes.repeat((fine.shape[axis] - 1) // holes.shape[axis], axis)
+    faces = np.zeros((*fine.shape, 4))
+    faces[:-1, :-1] = cmap(norm(np.mean([fine[corner] for corner in corners], axis=0)))
+    faces[:-1, :-1][holes] = 0  # transparent
     ax.plot_surface(
-        x,
-        up,
-        fine,
-        rstride=1,
-        cstride=1,
-        facecolors=faces,
-        linewidth=0,
-        antialiased=False,
-        shade=False,
-        zorder=1,
-    )
+        x, up, np.minimum(fine, levels[-1]), rstride=1, cstride=1, facecolors=faces,
+        linewidth=0, antialiased=False, shade=False, zorder=1,
+    )  # fmt: skip
     for name, style in (
         ("curve", {"color": "black", "linewidth": 1.2}),
         ("path", {"color": "#D55E00", "linewidth": 1.2, "marker": ".", "markersize": 3}),
