@@ -1063,6 +1063,35 @@ def _stacked(trace: _Trace, a: Arguments, outputs: list[Tensor]) -> list[Axes]:
     return [tuple(axes)]
 
 
+def _shuffled(trace: _Trace, a: Arguments, outputs: list[Tensor]) -> list[Axes]:
+    batch, channels, *space = trace.of(a["self"])
+    size = find(channels).size // a["groups"]
+    group, within = algebra.regroup([channels], [a["groups"], size])
+    return [(batch, algebra.product([within, group]), *space)]
+
+
+def _pixels_to_channels(trace: _Trace, a: Arguments, outputs: list[Tensor]) -> list[Axes]:
+    """Pixels become inner factors of the channels, which have an order then."""
+    axes = trace.of(a["self"])
+    num = len(axes) - 3
+    fixed = _fixed(outputs[0])
+    factor = outputs[0].shape[num] // find(axes[num]).size
+    trace.beside(axes[: num + 1])
+    channels = algebra.product([axes[num], Axis(factor, fixed=True)])
+    return [(*axes[:num], channels, *fixed[num + 1 :])]
+
+
+def _channels_to_pixels(trace: _Trace, a: Arguments, outputs: list[Tensor]) -> list[Axes]:
+    axes = trace.of(a["self"])
+    num = len(axes) - 3
+    channels, inner = algebra.regroup(
+        [axes[num]], [outputs[0].shape[num], a["upscale_factor"] ** 2]
+    )
+    fix(inner)
+    trace.beside((*axes[:num], channels))
+    return [(*axes[:num], channels, *_fixed(outputs[0])[num + 1 :])]
+
+
 def _padded(trace: _Trace, a: Arguments, outputs: list[Tensor]) -> list[Axes]:
     axes = list(trace.of(a["self"]))
     pads = list(a["pad"])
@@ -1108,7 +1137,7 @@ def _rules(*rules: tuple[Rule, str]) -> dict[str, Rule]:
 
 
 _RULES = _rules(
-    (_pointwise, "masked_fill where _prelu_kernel lerp addcmul addcdiv clamp dropout"),
+    (_pointwise, "_prelu_kernel hardswish log_sigmoid_forward rrelu_with_noise"),
     (_like_first, "clone detach alias _to_copy contiguous lift_fresh lift_fresh_copy fill zero"),
     (_mixed_along, "_softmax _log_softmax _safe_softmax"),
     (_unconnected, "zeros_like ones_like full_like empty_like new_zeros new_ones new_full "
@@ -1146,13 +1175,17 @@ _RULES = _rules(
     (_unbound, "unbind"),
     (_sliced, "slice"),
     (_parted, "split split_with_sizes unsafe_split unsafe_split_with_sizes"),
+    (_shuffled, "channel_shuffle native_channel_shuffle"),
+    (_channels_to_pixels, "pixel_shuffle"),
+    (_pixels_to_channels, "pixel_unshuffle im2col"),
     (_joined, "cat"),
     (_stacked, "stack"),
     (_padded, "constant_pad_nd"),
     (_halved, "glu"),
     (_spatial, "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices "
                "avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d "
-               "adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d upsample_nearest2d "
+               "adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d "
+               "upsample_nearest1d upsample_nearest2d "
                "upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_bicubic2d "
                "upsample_trilinear3d reflection_pad1d reflection_pad2d reflection_pad3d "
                "replication_pad1d replication_pad2d replication_pad3d"),

@@ -187,6 +187,36 @@ def test_what_happens_to_all_units_alike_leaves_them_free(between, shapes):
     assert {found.shape(group) for group in found.free()} == shapes
 
 
+@pytest.mark.parametrize(
+    ("between", "shapes"),
+    [
+        (nn.Hardswish(), {(8,)}),
+        (nn.LogSigmoid(), {(8,)}),
+        (nn.PReLU(8), {(8,)}),
+        (nn.MaxPool2d(2), {(8,)}),
+        (nn.LPPool2d(2, 2), {(8,)}),
+        (nn.AdaptiveAvgPool2d(1), {(8,)}),
+        (nn.Upsample(scale_factor=2, mode="bicubic"), {(8,)}),
+        (nn.ReflectionPad2d(1), {(8,)}),
+        (nn.InstanceNorm2d(8, affine=True, track_running_stats=True), {(8,)}),
+        (nn.GroupNorm(4, 8), {(4,), (4, 2)}),
+        (nn.LocalResponseNorm(3), set()),  # neighbours among channels
+        (nn.PixelShuffle(2), {(2,)}),
+        (nn.PixelUnshuffle(2), {(8,)}),
+        (nn.ChannelShuffle(2), {(4,), (4, 2)}),
+        (nn.Conv2d(8, 8, 2, groups=8), {(8,)}),
+        (nn.ConvTranspose2d(8, 6, 2, groups=2), {(2,), (2, 4), (2, 3)}),
+        (nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 5, 2)), {(8,), (5,)}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_layers_between_two_others(between, shapes):
+    model = nn.Sequential(nn.Conv2d(2, 8, 1), between, nn.Flatten(), nn.LazyLinear(3))
+    model(torch.zeros(1, 2, 4, 4))
+    found = find_symmetries(model, torch.randn(2, 2, 4, 4))
+    assert {found.shape(group) for group in found.free()} == shapes
+
+
 def test_an_operation_that_is_not_known_is_named():
     model = nn.Sequential(nn.Linear(3, 4), Around(lambda x: torch.fft.fft(x).real))
     model[1].first = nn.Linear(4, 4)
