@@ -1,4 +1,4 @@
-"""The main job on real data in under a minute: two networks, the line between them, a figure.
+"""The main job on real data in under a minute: are two networks connected, by a line or a curve?
 
 Read it as an example of how the package is used from Python.
 """
@@ -9,19 +9,30 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import xarray as xr
+from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from tqdm import tqdm
 
 import landscape
 from landscape import datasets, models, plots, tables
+from landscape.analyses.connectivity import curve_of
 from landscape.task import Task, wrong
 
 
-def run(folder: Path, *, quiet: bool = False, epochs: int = 15) -> None:
-    """Train two networks on digits from different seeds, and interpolate between them."""
+def run(
+    folder: Path,
+    *,
+    quiet: bool = False,
+    epochs: int = 15,
+    curve_epochs: int = 60,
+    points: tuple[int, int] = (31, 21),
+) -> None:
+    """Train two networks on digits, and study the line, a curve and the plane between them."""
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
+    progress = False if quiet else None
     train, test = (datasets.load("sklearn:digits", split=split) for split in ("train", "test"))
     _say(f"digits: {train.num_examples} training and {test.num_examples} test images of 8 x 8")
 
@@ -39,19 +50,53 @@ def run(folder: Path, *, quiet: bool = False, epochs: int = 15) -> None:
         Task("test", models.small_cnn(), loss, test, {"error": wrong}),
     ]
     a, b = (checkpoint.load() for checkpoint in ends)
-    line = landscape.interpolate(
-        tasks, a, b, points=41, keep_examples=True, progress=False if quiet else None
-    )
-    landscape.save(line, folder / "line.h5")
-    _say("the line between the two networks, batch norm recalibrated at each of 41 points:")
-    print()
-    print(tables.barrier_table(line))
-    print()
+    line = landscape.interpolate(tasks, a, b, points=41, keep_examples=True, progress=progress)
+    _say("the line between the two networks, batch norm recalibrated at each of 41 points:\n")
+    print(tables.barrier_table(line), "\n")
 
-    figure = plots.figure(line)
-    written = [plots.save_figure(figure, folder / f"line.{kind}") for kind in ("pdf", "png")]
-    files = ", ".join(str(path) for path in [folder / "line.h5", *written])
-    _say(f"wrote {files} in {time.perf_counter() - started:.0f} s")
+    curve = landscape.connect(tasks, a, b, epochs=curve_epochs, lr=0.05, progress=progress)
+    heights = [float(landscape.barrier(one)["loss"].sel(split="train")) for one in (line, curve)]
+    _say(
+        f"a Bezier curve, trained for {curve_epochs} epochs: it removes "
+        f"{1 - heights[1] / heights[0]:.1%} of the barrier in train loss\n"
+    )
+    print(tables.path_table(curve), "\n")
+
+    bent = curve_of(curve, a, b)
+    corners = {"seed 0": a, "seed 1": b, "bend": bent.controls[1]}
+    plane = landscape.surface(
+        tasks[0], list(corners.values()), points=points, marks=corners, curve=bent,
+        progress=progress,
+    )  # fmt: skip
+
+    written = []
+    for name, result in {"line": line, "curve": curve, "plane": plane}.items():
+        written.append(landscape.save(result, folder / f"{name}.h5"))
+    figures = {"line": plots.figure(line), "connected": _figure(line, curve, plane)}
+    for name, figure in figures.items():
+        for kind in ("pdf", "png"):
+            written.append(plots.save_figure(figure, folder / f"{name}.{kind}"))
+    files = ", ".join(path.name for path in written)
+    _say(f"wrote {files} to {folder} in {time.perf_counter() - started:.0f} s")
+
+
+def _figure(line: xr.Dataset, curve: xr.Dataset, plane: xr.Dataset) -> Figure:
+    """The line and the trained curve, and the plane in which both lie."""
+    with plots.paper_style():
+        fig = Figure(figsize=(plots.WIDTHS["neurips"], 4.0))
+        spaces = fig.add_gridspec(2, 2, height_ratios=[1, 1.35])
+        for column, (y, split) in enumerate((("loss", "train"), ("error", "test"))):
+            ax = fig.add_subplot(spaces[0, column])
+            for name, dashes, path in (("line", "--", line), ("trained curve", "-", curve)):
+                shown = path.drop_vars([f"own_{y}"], errors="ignore").sel(split=split)
+                plots.lines(shown, ax, y=y, label=name, linestyle=dashes)
+            ax.set_ylabel(f"{split} {y}")
+            ax.legend(loc="upper left", handlelength=2.5)
+            ax.set_ylim(top=1.3 * ax.get_ylim()[1])
+        ax = fig.add_subplot(spaces[1, :])
+        plots.contours(plane, ax)
+        ax.set_title("train loss in the plane through both networks and the bend of the curve")
+        return fig
 
 
 def _train(

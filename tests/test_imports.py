@@ -37,7 +37,8 @@ MAY_IMPORT = {
         "states", "strategy", "task",
     },
     "repair": {"engine", "examples", "normalisation", "states", "task"},
-    "symmetries": {"engine", "maths", "states"},
+    "symmetries": {"engine", "maths", "states", "tracing"},
+    "tracing": {"maths", "states"},
     "descent": {"engine", "examples", "states", "task"},
     "analyses": {
         "descent", "engine", "evaluation", "examples", "execution", "families", "maths", "results",

@@ -6,7 +6,7 @@ bytes; `write_vts` and `write_html` are for viewers in three dimensions. The sty
 """
 
 from landscape.plots.export import write_html, write_vts
-from landscape.plots.figures import WIDTHS, figure, save_figure
+from landscape.plots.figures import WIDTHS, figure, paper_style, save_figure
 from landscape.plots.levels import colour_bar, levels_for
 from landscape.plots.lines import lines
 from landscape.plots.matrices import heatmap, matrix
@@ -16,5 +16,5 @@ from landscape.plots.surfaces import contours, surface3d
 
 __all__ = [
     "WIDTHS", "colour_bar", "contours", "figure", "heatmap", "instability", "levels_for", "lines",
-    "matrix", "path", "save_figure", "surface3d", "write_html", "write_vts",
+    "matrix", "paper_style", "path", "save_figure", "surface3d", "write_html", "write_vts",
 ]  # fmt: skip

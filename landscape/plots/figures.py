@@ -1,6 +1,8 @@
 """Which plot suits a result, how wide is it, and how is it written?"""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,7 +57,7 @@ def figure(
         raise ValueError(f"venue must be one of {', '.join(WIDTHS)}, got {venue!r}")
     if kind not in (None, "3d", "tsne"):
         raise ValueError(f"kind must be '3d', 'tsne' or None, got {kind!r}")
-    with mpl.rc_context(), _style(style):
+    with paper_style(style):
         result = result.rename(_on_axes(result))
         draw, names = _suited(result, kind)
         return draw(result, names if y is None else y, WIDTHS[venue])
@@ -82,15 +84,18 @@ def save_figure(
     known = fig.canvas.get_supported_filetypes()
     if path.suffix.lstrip(".") not in known:
         raise ValueError(f"{path}: the ending must be one of {', '.join(sorted(known))}")
-    with replacing(path) as temporary, mpl.rc_context(), _style(style):
+    with replacing(path) as temporary, paper_style(style):
         fig.savefig(temporary, metadata=metadata.get(path.suffix))
     return path
 
 
-def _style(style: str | Path | None) -> Any:
+@contextmanager
+def paper_style(style: str | Path | None = None) -> Iterator[None]:
+    """The style of the package, or another, for figures that are put together by hand."""
     import matplotlib.style
 
-    return matplotlib.style.context(str(style or STYLE))
+    with mpl.rc_context(), matplotlib.style.context(str(style or STYLE)):
+        yield
 
 
 def _suited(result: xr.Dataset, kind: str | None) -> tuple[panels.Draw, list[str]]:
