@@ -174,7 +174,7 @@ def test_points_that_are_not_finite_end_with_four(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["interpolate"], "required: a, b, --task"),
+        (["interpolate"], "required: a, b, further, --task"),
         (["interpolate", "a", "b", "--task", "x:y", "-o", "o", "--points", "0"], "at least 1"),
         (["interpolate", "a", "b", "--task", "x:y", "-o", "o", "--task-args", "{"], "not JSON"),
         (["interpolate", "a", "b", "--task", "x:y", "-o", "o", "--task-args", "3"], "JSON object"),
@@ -200,7 +200,7 @@ def test_wrong_usage_ends_with_two(arguments, words, capsys):
 def test_outputs_that_cannot_be_written_are_refused_before_anything_is_read(
     folder, capsys, monkeypatch, output, words
 ):
-    monkeypatch.setattr("landscape.cli.jobs._tasks", lambda *_: pytest.fail("read the inputs"))
+    monkeypatch.setattr("landscape.task.load_tasks", lambda *_: pytest.fail("read the inputs"))
     assert line(output=output) == 3
     assert any(word in capsys.readouterr().err for word in words.split("|"))
 
