@@ -189,11 +189,12 @@ def train(
 
     def step(train: Trainable, generator: torch.Generator, inputs: Any, targets: Any) -> Tensor:
         t = torch.rand(1, 1, generator=generator, dtype=torch.float64)
-        coefficients = torch.as_tensor(family.coefficients(t.numpy())[0]).to(controls)
-        torch.mv(train.rows.T, coefficients[free], out=flat.weights)
-        flat.weights.addmv_(fixed.T, coefficients[~free])
+        coefficients = family.coefficients(t.numpy())[0]
+        moved, rest = (torch.as_tensor(coefficients[of]).to(controls) for of in (free, ~free))
+        torch.mv(train.rows.T, moved, out=flat.weights)
+        flat.weights.addmv_(fixed.T, rest)
         loss = flat.loss_and_gradient(task, inputs, targets)
-        torch.outer(coefficients[free], flat.gradient, out=train.gradients)
+        torch.outer(moved, flat.gradient, out=train.gradients)
         return loss
 
     batches = shuffled(task, recipe, device=ready.device, dtype=ready.dtype)
