@@ -1,0 +1,162 @@
+"""What do two sets of activations share? The one thing that all linear similarity measures need.
+
+A set is a matrix X (n, d): one row for each example, one column for each neuron. With an
+orthonormal basis Q of its centred columns, every measure follows from the products Qx^H Qy and from
+the loadings Q^H X, whatever they were computed from: the rows themselves (here), or moments that
+were summed over batches (`maths/moments.py`). Arithmetic is in float64 (complex128).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Activations = Tensor | NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One set of centred activations X (n, d) with the basis Q (n, rank) of its columns.
+
+    `loadings` (rank, d) are Q^H X. `values` are the singular values of X, largest first, and
+    `components` (rank, number of values) the left singular vectors of the loadings: the principal
+    directions in the basis. `condition` is the ratio of the largest to the smallest kept singular
+    value after each neuron was scaled to unit variance. `squared_gram` is the squared norm of
+    X^H X, and `squared_rows` the sum over the examples of the fourth power of the length of a row.
+    """
+
+    num: int
+    loadings: Tensor
+    components: Tensor
+    values: Tensor
+    condition: float
+    squared_gram: Tensor
+    squared_rows: Tensor
+
+    @property
+    def rank(self) -> int:
+        """The number of directions kept."""
+        return len(self.loadings)
+
+    @property
+    def width(self) -> int:
+        """The number of neurons."""
+        return self.loadings.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Overlap:
+    """Two sets of activations of the same n examples.
+
+    `whitened` (rank of x, rank of y) is Qx^H Qy, whose singular values are the canonical
+    correlations. `squared_cross` is the squared norm of X^H Y, and `squared_rows` the sum over the
+    examples of the product of the two squared lengths of a row.
+    """
+
+    x: Side
+    y: Side
+    whitened: Tensor
+    squared_cross: Tensor
+    squared_rows: Tensor
+
+    @property
+    def num(self) -> int:
+        """The number of examples."""
+        return self.x.num
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A side together with its rows: `centred` X (n, d) and `basis` Q (n, rank)."""
+
+    side: Side
+    centred: Tensor
+    basis: Tensor
+
+
+def rows(activations: Activations, *, rtol: float | None = None, name: str = "x") -> Rows:
+    """Centre activations (n, d) and find a basis of their columns.
+
+    Directions are kept whose singular value, with each neuron at unit variance, is more than `rtol`
+    of the largest (default: `relative_cut`). Raises `ValueError` for other shapes, fewer than two
+    examples, or values that are not finite.
+    """
+    given = torch.as_tensor(activations)
+    if given.ndim != 2 or len(given) < 2 or given.shape[1] < 1:
+        raise ValueError(
+            f"{name} must be activations of shape (examples, neurons) with at least two examples, "
+            f"got shape {tuple(given.shape)}; flatten or average maps first"
+        )
+    wide = torch.complex128 if given.is_complex() else torch.float64
+    matrix = given.detach().to(wide)
+    if not torch.isfinite(matrix).all():
+        bad = int((~torch.isfinite(matrix)).any(1).sum())
+        raise ValueError(
+            f"{name} has values that are not finite in {bad} of {len(matrix)} examples"
+        )
+    largest = matrix.abs().amax(0)
+    matrix = matrix - matrix[0]
+    matrix = matrix - matrix.mean(0)
+    spread = torch.linalg.vector_norm(matrix, dim=0)
+    noise = 4 * len(matrix) ** 0.5 * torch.finfo(torch.float64).eps * largest
+    constant = spread <= noise
+    matrix = torch.where(constant, torch.zeros_like(matrix), matrix)
+    scaled = matrix / torch.where(constant, torch.ones_like(spread), spread)
+    basis, kept = _basis(scaled, relative_cut(given.dtype) if rtol is None else rtol)
+    lengths = matrix.abs().square().sum(1)
+    gram = matrix.mH @ matrix if matrix.shape[1] <= len(matrix) else matrix @ matrix.mH
+    side = side_of(
+        len(matrix), basis.mH @ matrix, kept, gram.abs().square().sum(), lengths.square().sum()
+    )
+    return Rows(side, matrix, basis)
+
+
+def overlap(x: Rows, y: Rows) -> Overlap:
+    """What two sets share. Raises `ValueError` if they have different numbers of examples."""
+    if x.side.num != y.side.num:
+        raise ValueError(
+            "both sets of activations must have the same examples in the same order, got "
+            f"{x.side.num} and {y.side.num} rows"
+        )
+    n, widest = x.side.num, max(x.side.width, y.side.width)
+    if widest <= n:
+        squared_cross = (x.centred.mH @ y.centred).abs().square().sum()
+    else:
+        products = (x.centred @ x.centred.mH) * (y.centred @ y.centred.mH).conj()
+        squared_cross = products.real.sum() if products.is_complex() else products.sum()
+    lengths = [side.centred.abs().square().sum(1) for side in (x, y)]
+    return Overlap(
+        x.side, y.side, x.basis.mH @ y.basis, squared_cross, (lengths[0] * lengths[1]).sum()
+    )
+
+
+def side_of(
+    num: int, loadings: Tensor, kept: Tensor, squared_gram: Tensor, squared_rows: Tensor
+) -> Side:
+    """A side from its loadings and the kept singular values of the scaled activations."""
+    components, values, _ = torch.linalg.svd(loadings, full_matrices=False)
+    condition = float(kept[0] / kept[-1]) if len(kept) else float("nan")
+    return Side(num, loadings, components, values, condition, squared_gram, squared_rows)
+
+
+def relative_cut(dtype: torch.dtype) -> float:
+    """What share of the largest singular value is noise, for activations given in a dtype."""
+    if not (dtype.is_floating_point or dtype.is_complex):
+        return 1e-10
+    precision = torch.finfo(dtype).eps
+    return 1e-10 if precision < 1e-12 else 8 * precision
+
+
+def _basis(scaled: Tensor, cut: float) -> tuple[Tensor, Tensor]:
+    """An orthonormal basis (n, rank) of the columns, and the kept singular values."""
+    if len(scaled) > scaled.shape[1]:
+        orthonormal, triangle = torch.linalg.qr(scaled)
+        left, values, _ = torch.linalg.svd(triangle, full_matrices=False)
+        left = orthonormal @ left
+    else:
+        left, values, _ = torch.linalg.svd(scaled, full_matrices=False)
+    rank = int((values > cut * values[0]).sum()) if values[0] > 0 else 0
+    return left[:, :rank], values[:rank]
