@@ -9,7 +9,6 @@ were summed over batches (`maths/moments.py`). Arithmetic is in float64 (complex
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
