@@ -5,7 +5,7 @@ C (n, m) @ W (m, P). Lines, Bezier curves, polygonal chains, planes and simplexe
 so one engine evaluates, trains and plots all of them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,11 +16,19 @@ from torch import Tensor, nn
 
 from landscape.directions import random_directions, shared_names
 from landscape.maths import curves
-from landscape.states import State, Stored, check_alike, distance, loaded, match, weight_names
+from landscape.states import (
+    State,
+    Stored,
+    check_alike,
+    distance,
+    inner_products,
+    loaded,
+    match,
+    weight_names,
+)
 
 Coefficients = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 AXES = ("x", "y", "z")
-PIECE = 2**20  # numbers of a tensor that are taken to float64 at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,8 +197,8 @@ def gram(family: Family) -> NDArray[np.float64]:
     Over the weights, in float64. The identity if axes are orthonormal and in real distances.
     Raises `ValueError` if the family is not affine in its coordinates.
     """
-    products = [(along @ along.T).cpu().numpy() for along, _ in _displacements(family)]
-    return np.sum(products, axis=0)
+    first, (_, slopes) = family.controls[0], _affine_map(family)
+    return inner_products(family.controls, weight_names(first), origin=first, mix=slopes)
 
 
 def project(family: Family, state: State | Stored) -> tuple[NDArray[np.float64], float]:
@@ -204,19 +212,18 @@ def project(family: Family, state: State | Stored) -> tuple[NDArray[np.float64],
     """
     state = loaded(state)
     check_alike([family.controls[0], state])
-    products, against = np.zeros((len(family.coordinates),) * 2), np.zeros(len(family.coordinates))
-    for along, rest in _displacements(family, state):
-        products += (along @ along.T).cpu().numpy()
-        against += (along @ rest).cpu().numpy()
+    origin, slopes = _affine_map(family)
+    first, num = family.controls[0], len(slopes)
+    mix = np.block([[slopes, np.zeros((num, 1))], [-origin, 1.0]])  # the axes, and what they meet
+    between = partial(inner_products, [*family.controls, state], weight_names(first), origin=first)
+    found = between(mix=mix)
+    products, against = found[:num, :num], found[:num, num]
     lengths = np.sqrt(products.diagonal())
     scale = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
     unit = products * np.outer(scale, scale)
     coordinates = scale * np.linalg.lstsq(unit, scale * against, rcond=1e-12)[0]
-    square = 0.0
-    for along, rest in _displacements(family, state):
-        step = torch.as_tensor(coordinates, device=along.device) @ along
-        square += (rest - step).square().sum().item()
-    return coordinates, square**0.5
+    square = between(mix=np.append(-coordinates, 1.0)[None] @ mix)
+    return coordinates, float(square[0, 0]) ** 0.5
 
 
 def grid(family: Family, points: ArrayLike | Sequence[ArrayLike]) -> list[NDArray[np.float64]]:
@@ -252,24 +259,6 @@ def single_points(family: Family, points: ArrayLike) -> NDArray[np.float64]:
             f"for each of ({', '.join(family.coordinates)}), got shape {array.shape}"
         )
     return array
-
-
-def _displacements(family: Family, state: State | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Piece by piece of the weights: displacements (k, p) along the axes, and state - origin (p,).
-
-    The origin is the point where all coordinates are 0. All in float64, differences first.
-    """
-    origin, slopes = _affine_map(family)
-    first = family.controls[0]
-    for name in weight_names(first):
-        tensors = [control[name].detach().reshape(-1) for control in family.controls]
-        target = tensors[0] if state is None else state[name].detach().reshape(-1)
-        for start in range(0, len(target), PIECE):
-            part = slice(start, start + PIECE)
-            base = tensors[0][part].double()
-            offsets = torch.stack([tensor[part].double() - base for tensor in tensors])
-            mixed = torch.as_tensor(np.vstack([slopes, origin]), device=base.device) @ offsets
-            yield mixed[:-1], target[part].to(base) - base - mixed[-1]
 
 
 def _affine_map(family: Family) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -10,7 +10,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 State = Mapping[str, Tensor]
@@ -23,6 +25,7 @@ class Stored(Protocol):
         """The state."""
 
 
+PIECE = 2**20  # numbers of a tensor that are taken to float64 at a time
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -71,18 +74,33 @@ def unflatten(matrix: Tensor, like: State, names: Iterable[str]) -> dict[str, Te
     }
 
 
-def gram(states: Sequence[State], names: Iterable[str], *, origin: State | None = None) -> Tensor:
+def inner_products(
+    states: Sequence[State],
+    names: Iterable[str],
+    *,
+    origin: State | None = None,
+    mix: ArrayLike | None = None,
+) -> NDArray[np.float64]:
     """Inner products (m, m) of the named entries of m states, less those of an origin.
 
-    Summed in float64 and tensor by tensor; differences are taken before products, so that close
-    states far from zero lose nothing.
+    With `mix` (k, m) those (k, k) of k linear combinations of them. In float64 on the device of the
+    first state, piece by piece; differences and combinations are taken before products, so that
+    close states far from zero lose nothing.
     """
-    total = torch.zeros(len(states), len(states), dtype=torch.float64)
+    num = len(states) if mix is None else len(np.asarray(mix))
+    total = np.zeros((num, num))
     for name in names:
-        rows = torch.stack([state[name].detach().cpu().double().reshape(-1) for state in states])
-        if origin is not None:
-            rows = rows - origin[name].detach().cpu().double().reshape(-1)
-        total += rows @ rows.T
+        tensors = [state[name].detach().reshape(-1) for state in states]
+        base = None if origin is None else origin[name].detach().reshape(-1)
+        device = tensors[0].device
+        for start in range(0, len(tensors[0]), PIECE):
+            part = slice(start, start + PIECE)
+            rows = torch.stack([tensor[part].to(device, torch.float64) for tensor in tensors])
+            if base is not None:
+                rows -= base[part].to(rows)
+            if mix is not None:
+                rows = torch.as_tensor(mix, dtype=rows.dtype, device=device) @ rows
+            total += (rows @ rows.T).cpu().numpy()
     return total
 
 

@@ -37,6 +37,28 @@ def test_distance_is_summed_in_double_precision():
     assert_allclose(states.distance(a, b), 1e3 * 2**-20, rtol=1e-12)
 
 
+def test_inner_products_keep_the_digits_of_small_differences(monkeypatch):
+    monkeypatch.setattr(states, "PIECE", 3)  # pieces of unlike lengths
+    generator = torch.Generator().manual_seed(2)
+    origin = {n: 1e6 + torch.randn(s, generator=generator) for n, s in (("w", (2, 4)), ("b", (1,)))}
+    steps = torch.randn(3, 9, generator=generator, dtype=torch.float64)
+    moved = [
+        {"w": origin["w"].double() + s[:8].view(2, 4), "b": origin["b"].double() + s[8:]}
+        for s in steps
+    ]
+    steps = torch.stack(
+        [torch.cat([m[n].flatten() - origin[n].flatten() for n in m]) for m in moved]
+    )
+    found = states.inner_products(moved, origin, origin=origin)
+    assert_allclose(found, steps @ steps.T, rtol=1e-13)
+    mix = torch.tensor([[1.0, -1.0, 0.0], [0.5, 0.25, -3.0]], dtype=torch.float64)
+    found = states.inner_products(moved, origin, origin=origin, mix=mix)
+    assert_allclose(found, mix @ steps @ steps.T @ mix.T, rtol=1e-12)
+    rows = states.flatten(moved, ["w"])
+    assert_allclose(states.inner_products(moved, ["w"]), rows @ rows.T, rtol=1e-14)
+    assert_allclose(states.inner_products(moved, []), torch.zeros(3, 3))
+
+
 def test_states_of_two_architectures_are_told_apart():
     with pytest.raises(ValueError, match=r"wrong shape \(1\): weight expected \(2, 3\), found"):
         states.distance(nn.Linear(3, 2).state_dict(), nn.Linear(4, 2).state_dict())

@@ -24,7 +24,7 @@ from landscape.evaluation import Prepared, Tasks, evaluate, placing, prepare
 from landscape.families import Family, bezier, polychain
 from landscape.maths.curves import arc_length, path_mean
 from landscape.results import dataset
-from landscape.states import State, flatten, gram, match, tied_names
+from landscape.states import State, flatten, inner_products, match, tied_names
 from landscape.task import Task, training_task
 
 Array = NDArray[np.float64]
@@ -227,10 +227,10 @@ def along(
     coefficients = family.coefficients(t[:, None])
 
     def squared_norm(names: Sequence[str]) -> Array:
-        products = gram(states, names).numpy()
+        products = inner_products(states, names)
         return np.einsum("ni,ij,nj->n", coefficients, products, coefficients)
 
-    displacements = gram(states, names, origin=states[0]).numpy()
+    displacements = inner_products(states, names, origin=states[0])
     knots = knots_of(family)
     lengths = arc_length(family.coefficients, displacements, np.append(t, 1.0), knots)
     words = {"long_name": "length of the path up to t"}

@@ -24,7 +24,7 @@ from landscape.analyses.connectivity import (
 from landscape.descent import Recipe, Trainable, descend, flat_model, shuffled
 from landscape.evaluation import Tasks, evaluate, placing, prepare
 from landscape.families import Family, simplex
-from landscape.states import State, check_alike, gram
+from landscape.states import State, check_alike, inner_products
 from landscape.task import training_task
 
 
@@ -96,7 +96,7 @@ def volume(family: Family, names: Sequence[str], modes: int) -> float:
     connectors = list(family.controls[modes:])
     volumes = []
     for mode in family.controls[:modes]:
-        products = gram(connectors, names, origin=mode).numpy()
+        products = inner_products(connectors, names, origin=mode)
         sign, log = np.linalg.slogdet(products)
         volumes.append(np.exp(log / 2) if sign > 0 else 0.0)
     return float(np.sum(volumes) / math.factorial(len(connectors)))
