@@ -49,7 +49,7 @@ from landscape.repair import (
 from landscape.results import STATUS, dataset
 from landscape.states import State, match
 from landscape.strategy import Strategy, choose, moment_batch
-from landscape.task import Task, random_state_kept, tasks_of, tensors_in
+from landscape.task import Task, random_state_kept, tasks_of, tensors_in, training_task
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +177,8 @@ def prepare(
         raw = [read(one.data, where) for one in tasks]
         for one, examples in zip(tasks, raw, strict=True):
             _check(one, match(state, one.model), examples, where, dtype)
-        training = raw[_training(tasks)]
+        main = tasks.index(training_task(tasks))
+        training = raw[main]
         for_moments = _spread(training, batch_norm_examples)
         if strategy is None:
             largest = max(range(len(tasks)), key=lambda number: raw[number].num)
@@ -187,7 +188,7 @@ def prepare(
                 batch = moment_batch(model, state, for_moments, strategy)
                 strategy = replace(strategy, moment_batch=batch)
         arranged = [arrange(examples, strategy.layout, dtype) for examples in raw]
-        moments = arranged[_training(tasks)]
+        moments = arranged[main]
         if for_moments is not training:
             moments = arrange(for_moments, strategy.layout, dtype)
     return Prepared(tasks, tuple(arranged), moments, strategy, where, dtype)
@@ -539,7 +540,7 @@ def _labelled(
         model=type(ready.tasks[0].model).__name__,
         batch_norm=job.policy,
         batch_norm_examples=ready.moments.num if recalibrated else 0,
-        batch_norm_data=ready.tasks[_training(ready.tasks)].name if recalibrated else "",
+        batch_norm_data=training_task(ready.tasks).name if recalibrated else "",
         device=str(ready.device),
         dtype=str(ready.dtype).removeprefix("torch."),
         strategy=dataclasses.asdict(ready.strategy),
@@ -611,12 +612,6 @@ def _differ(ready: Prepared, family: Family) -> bool:
     first, *others = (match(control, model) for control in family.controls)
     names = statistics_names(model)
     return any(not torch.equal(first[name], other[name]) for other in others for name in names)
-
-
-def _training(tasks: Sequence[Task]) -> int:
-    """The number of the task that batch norm is recalibrated on."""
-    names = [task.name for task in tasks]
-    return names.index("train") if "train" in names else 0
 
 
 def _spread(examples: Examples, num: int | None) -> Examples:

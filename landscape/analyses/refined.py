@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from landscape.evaluation import Prepared, Tasks, evaluate, prepare
+from landscape.evaluation import Prepared, Tasks, evaluate, placing, prepare
 from landscape.families import Family
 from landscape.maths.refinement import doubled, worth_evaluating
 from landscape.results import STATUS, dataset
@@ -80,9 +80,7 @@ def refined_rows(
     and a previous surface of other tasks or another treatment of batch norm.
     """
     options = dict(options)
-    placing = {k: options.pop(k) for k in ("device", "dtype", "strategy") if k in options}
-    policy = {k: options[k] for k in ("batch_norm", "batch_norm_examples") if k in options}
-    ready = prepare(task, family, **policy, **placing)
+    ready = prepare(task, family, **placing(options))
     names = ", ".join(one.name for one in ready.tasks)
     if names != previous.attrs["task"]:
         raise ValueError(f"the previous surface is of {previous.attrs['task']}, not of {names}")
