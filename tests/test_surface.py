@@ -209,9 +209,33 @@ def test_marks_may_name_the_three_states_and_are_read_when_needed():
     first, more = Stored(a), Stored(d)
     result = surface(task, [first, b, c], points=3, marks={"start": first, "far": more}, **DOUBLE)
     assert list(result["mark"].values) == ["start", "w2", "w3", "far"]
-    assert (first.num, more.num) == (1, 1)
-    with pytest.raises(ValueError, match="name 'w2' of a mark is that of one of the three"):
-        surface(task, [a, b, c], marks={"w2": d})
+    assert (first.num, more.num) == (1, 2)  # a further mark before the surface, and after it
+    for marks in ({"w2": d}, {"w2": a}):
+        with pytest.raises(ValueError, match="name 'w2' of a mark is that of one of the three"):
+            surface(task, [a, b, c], marks=marks)
+
+
+def test_marks_and_curves_that_do_not_fit_are_refused_before_any_evaluation():
+    _, (a, b, c, _) = bowl()
+    other = {"weight": a["weight"]}
+    with pytest.raises(ValueError, match=r"mark 'odd' \(1\) differ: (.|\n)*missing \(1\): bias"):
+        surface_plan([a, b, c], marks={"odd": other})
+    with pytest.raises(ValueError, match=r"the curve \(1\) differ: (.|\n)*missing \(1\): bias"):
+        surface_plan([a, b, c], curve=families.line(other, other))
+    with pytest.raises(ValueError, match="curved along"):
+        surface_plan(families.bezier(a, b, c), curve=families.line(a, b))
+
+
+@pytest.mark.parametrize("axis", [np.arange(-1, 1.1, 0.1), np.linspace(-0.1, 0.1, 23)])
+def test_an_axis_that_misses_the_state_by_rounding_contains_it(axis):
+    _, (a, *_) = bowl()
+    assert 0.0 not in axis
+    across, _ = surface_plan(a, x=axis, y=[-1e-9, 0, 1]).axes
+    assert_array_equal(across[across != 0], axis[across != 0])
+    assert_allclose(across, axis, atol=1e-15)
+    assert 0.0 in across
+    with pytest.raises(ValueError, match="extent must be positive, got 0"):
+        surface_plan(a, extent=0)
 
 
 def test_rows_in_a_file_are_the_surface(tmp_path):

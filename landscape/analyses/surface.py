@@ -35,7 +35,7 @@ from landscape.families import (
     random_plane,
 )
 from landscape.maths.refinement import halved
-from landscape.states import State, Stored, loaded
+from landscape.states import State, Stored, check_alike, loaded
 from landscape.task import Task, map_tensors, random_state_kept, tasks_of
 
 Array = NDArray[np.float64]
@@ -138,8 +138,12 @@ def surface_plan(
 
     Raises `ValueError` for another number of states or coordinates, collinear states, a grid about
     a state that does not contain the state itself (an even number of points, or axes without 0),
-    and a previous surface that is unfinished or of another family.
+    an `extent` that is not positive, marks of one name, a previous surface that is unfinished or of
+    another family, and marks or a curve that are of another architecture or that a curved family
+    has no axes for.
     """
+    if not extent > 0:
+        raise ValueError(f"extent must be positive, got {extent}")
     given = (x, y, z)
     num = _num_directions(points, z, previous)
     about = {"model": model, "normalise": normalise, "seed": seed, "num": num}
@@ -153,6 +157,7 @@ def surface_plan(
         )
     if curve is not None and len(curve.coordinates) != 1:
         raise ValueError(f"a curve has one coordinate, got ({', '.join(curve.coordinates)})")
+    _check_on_top(family, marks, curve)
     sizes = [points] * len(dims) if isinstance(points, int) else list(points)
     if len(sizes) != len(dims):
         raise ValueError(f"points must be one number, or one for each of ({names}); got {points}")
@@ -166,6 +171,8 @@ def surface_plan(
         check_previous(previous, family, attrs["controls"])
         axes = [halved(previous[name].values) for name in dims]
     axes = grid(family, axes if len(dims) > 1 else axes[0])
+    if is_about_origin(family):
+        axes = [_with_exact_zero(axis) for axis in axes]
     lacking = [name for name, axis in zip(dims, axes, strict=True) if 0.0 not in axis]
     if lacking and "normalise" in attrs:
         raise ValueError(
@@ -278,16 +285,17 @@ def _meant(
             f"a plane goes through three states, got {len(states)}; interpolate() takes two, "
             "simplex() any number"
         )
+    corners = [loaded(state) for state in states]
+    family = plane(*corners)
     names = {id(state): name for name, state in marks.items()}
     named = [names.get(id(state), f"w{i}") for i, state in enumerate(states, start=1)]
     others = {name: state for name, state in marks.items() if id(state) not in map(id, states)}
-    if taken := sorted(set(named) & set(others)):
+    if taken := [name for name in (*named, *others) if [*named, *others].count(name) > 1]:
         raise ValueError(
             f"the name {taken[0]!r} of a mark is that of one of the three states: choose another"
         )
-    corners = [loaded(state) for state in states]
     every = dict(zip(named, corners, strict=True)) | others
-    return plane(*corners), every, {"kind": "plane through three states"}
+    return family, every, {"kind": "plane through three states"}
 
 
 def _default_axes(
@@ -315,7 +323,28 @@ def _default_axes(
     return covering(places, sizes, margin)
 
 
+def _with_exact_zero(axis: Array) -> Array:
+    """The axis with 0 where rounding alone keeps it from that, as in np.arange(-1, 1.1, 0.1)."""
+    return np.where(np.abs(axis) > 1e-12 * np.abs(axis).max(), axis, 0.0)
+
+
 # --- what is drawn on top, and previews -----------------------------------------------------------
+
+
+def _check_on_top(
+    family: Family, marks: Mapping[str, State | Stored], curve: Family | None
+) -> None:
+    """Raise unless marks and curve can be projected, before anything is evaluated."""
+    if not marks and curve is None:
+        return
+    control_places(family)  # which a curved family does not have
+    states = {f"the mark {name!r}": mark for name, mark in marks.items()}
+    states |= {} if curve is None else {"the curve": curve.controls[0]}
+    for name, state in states.items():
+        try:
+            check_alike([family.controls[0], loaded(state)])
+        except ValueError as error:
+            raise ValueError(f"the surface (0) and {name} (1) differ: {error}") from error
 
 
 def _projected(
