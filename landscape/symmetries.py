@@ -78,6 +78,13 @@ class Symmetries:
         """The groups that can be permuted."""
         return tuple(group for group in self.groups if not group.fixed)
 
+    def by_tensor(self) -> dict[str, list[Place]]:
+        """The places in each tensor of the state that has any."""
+        found: dict[str, list[Place]] = {}
+        for place in self.places:
+            found.setdefault(place.tensor, []).append(place)
+        return found
+
     def shape(self, group: Group) -> tuple[int, ...]:
         """The shape of a group's permutations: one for each unit of the groups it is within."""
         return (*(self[name].size for name in group.within), group.size)
@@ -185,9 +192,7 @@ def permute(state: State, symmetries: Symmetries, permutations: Permutations) ->
     Raises `ValueError` if an array is no permutation of its group, or the state does not fit.
     """
     complete = _checked(symmetries, permutations)
-    by_tensor: dict[str, list[Place]] = {}
-    for place in symmetries.places:
-        by_tensor.setdefault(place.tensor, []).append(place)
+    by_tensor = symmetries.by_tensor()
     if missing := [name for name in by_tensor if name not in state]:
         raise ValueError(f"the symmetries are of another model: the state has no {missing[0]!r}")
     return {
@@ -325,7 +330,8 @@ def _try_out(twin: nn.Module, inputs: Any, symmetries: Symmetries, seed: int) ->
     results = []
     for one in (state, permute(state, symmetries, permutations)):
         install(twin, {name: one[name] for name in own_names(twin) if name in one})
-        results.append([t for t in tree_leaves(caller(twin)(inputs)) if isinstance(t, Tensor)])
+        outputs = tree_leaves(caller(twin)(inputs))
+        results.append([t.double() for t in outputs if isinstance(t, Tensor)])
     for before, after in zip(*results, strict=True):
         difference = (before - after).abs().max() if before.numel() else before.sum()
         if difference > 1e-7 * before.abs().max() and torch.isfinite(before).all():

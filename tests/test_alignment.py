@@ -236,3 +236,25 @@ def test_arguments_and_the_random_state_stay():
     for key, tensor in before.items():
         assert_array_equal(b[key], tensor)
         assert_array_equal(first[key], second[key])
+
+
+class Decided(nn.Module):
+    """Gives its output and, as booleans, where that is positive."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = models.mlp(3, (4,), 2, seed=3)
+
+    def forward(self, x):
+        y = self.inner(x)
+        return y, y > 0
+
+
+def test_outputs_may_hold_booleans():
+    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    task = Task("train", Decided(), lambda y, _: squares(y[0], _), Batches(x, x[:, 0], 16))
+    a = Decided().state_dict()
+    symmetries = symmetries_of(task, a)
+    b = permute(a, symmetries, random_permutations(symmetries, 2))
+    assert distance(a, b) > 0.1
+    assert distance(a, align(task, a, b)) == 0

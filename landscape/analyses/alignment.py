@@ -146,7 +146,7 @@ def weight_blocks(
     a: State, b: State, symmetries: Symmetries, device: torch.device | str = "cpu"
 ) -> list[Block]:
     """The weights of two states as blocks whose axes are groups; those without groups left out."""
-    by_tensor = _by_tensor(symmetries.places)
+    by_tensor = symmetries.by_tensor()
     blocks = []
     for name in weight_names(a):
         if name in by_tensor:
@@ -158,13 +158,6 @@ def weight_blocks(
 
 
 # --- blocks ---------------------------------------------------------------------------------------
-
-
-def _by_tensor(places: Sequence[Place]) -> dict[str, list[Place]]:
-    found: dict[str, list[Place]] = {}
-    for place in places:
-        found.setdefault(place.tensor, []).append(place)
-    return found
 
 
 Part = tuple[tuple[str | None, ...], list[Tensor]]
@@ -252,7 +245,6 @@ class _Correlation:
             torch.where(s <= 1e-12 * self.count * m.square(), 0, s.rsqrt())
             for s, m in zip(self.square, self.mean, strict=True)
         ]
-        inverse = [torch.where(torch.isinf(x), 0, x) for x in inverse]
         return self.cross * inverse[0] * inverse[1].T
 
 
@@ -378,7 +370,7 @@ def _check_function(ready: Prepared, before: State, after: State) -> None:
         outputs = []
         for state in (fitted(before, model), after):
             out = tree_leaves(caller(_installed(ready, state))(inputs))
-            outputs.append([tensor for tensor in out if isinstance(tensor, Tensor)])
+            outputs.append([tensor.double() for tensor in out if isinstance(tensor, Tensor)])
     for one, other in zip(*outputs, strict=True):
         difference, size = float((one - other).abs().max()), float(one.abs().max())
         if difference > 1e-5 * size:
