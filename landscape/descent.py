@@ -9,7 +9,7 @@ each epoch, from which it goes on to the same bits.
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -62,6 +62,22 @@ class Recipe:
                 f"lr must be positive and weight_decay not negative, got {self.lr} and "
                 f"{self.weight_decay}"
             )
+        if isinstance(self.decayed, str):
+            raise ValueError(
+                f"decayed must be a list of patterns of names, such as ['*weight'], got the text "
+                f"{self.decayed!r}"
+            )
+
+
+def recipe_of(options: dict[str, Any]) -> Recipe:
+    """The recipe that some options give; they are removed from the options."""
+    names = [field.name for field in fields(Recipe) if field.name in options]
+    return Recipe(**{name: options.pop(name) for name in names})
+
+
+def decayed_names(recipe: Recipe, names: Iterable[str]) -> list[str]:
+    """Those of the names whose parameters have weight decay."""
+    return [name for name in names if any(fnmatchcase(name, one) for one in recipe.decayed)]
 
 
 def fall(optimiser: Optimizer, steps: int) -> LRScheduler:
@@ -111,9 +127,8 @@ def flat_model(
     install(model, {name: state[name] for name in state if name in dict(model.named_buffers())})
     weights = flatten([state], own, dtype=dtype, device=device)[0]
     gradient = torch.zeros_like(weights)
-    decays = [
-        recipe.weight_decay if any(fnmatchcase(n, p) for p in recipe.decayed) else 0.0 for n in own
-    ]
+    decayed = set(decayed_names(recipe, own))
+    decays = [recipe.weight_decay if name in decayed else 0.0 for name in own]
     sizes = torch.tensor([parameter.numel() for parameter in own.values()])
     decay = torch.tensor(decays, dtype=dtype).repeat_interleave(sizes).to(device)
     views = unflatten(weights, own, own), unflatten(gradient, own, own)
@@ -189,9 +204,18 @@ def descend(
     `step(trainable, generator, inputs, targets)` writes the gradients of the rows for a mini-batch
     and gives its loss. After each epoch `on_snapshot` sees a snapshot; given as `snapshot`,
     training goes on from there. An epoch with a loss or weight that is not finite ends the training
-    and gives back the weights at the beginning of the best epoch. Global random states are left as
-    they were.
+    and gives back the weights at the beginning of the best epoch since the training went on. Global
+    random states are left as they were.
+
+    Raises `ValueError` for an optimiser that decays the weights itself or a snapshot of other rows.
     """
+    if snapshot is not None and snapshot.rows.shape != rows.shape:
+        raise ValueError(
+            f"the snapshot holds weights {tuple(snapshot.rows.shape)}, this training has "
+            f"{tuple(rows.shape)}: go on with the same arguments, or start without a snapshot"
+        )
+    if snapshot is not None and (snapshot.diverged or snapshot.epoch >= recipe.epochs):
+        return snapshot
     device = flat.weights.device
     train = trainable(flat, rows if snapshot is None else snapshot.rows.to(rows))
     make_optimiser = recipe.optimiser or _sgd(recipe.lr)
@@ -309,4 +333,6 @@ def shuffled(task: Task, recipe: Recipe, *, device: torch.device, dtype: torch.d
             "the training data must know its number of batches (len), for the schedule; "
             "give a DataLoader or a list"
         )
+    if not len(data):  # type: ignore[arg-type]
+        raise ValueError("the training data holds no batches: its length is 0")
     return Shuffled(None, data, recipe.batch_size, device, dtype)

@@ -213,6 +213,8 @@ def test_what_cannot_be_joined_is_refused():
     with pytest.raises(ValueError, match="holds no bends"):
         curve_of(interpolate(task, a, b, points=2), a, b)
     curve = connect(task, a, b, epochs=1, points=2)
+    with pytest.raises(ValueError, match="in the same order"):
+        curve_of(curve, b, a)
     small = {name: t[:2] for name, t in a.items()}
     with pytest.raises(ValueError, match="give the two states that it was trained between"):
         curve_of(curve, small, small)
@@ -223,3 +225,34 @@ def test_diagnostics_compare_a_curve_with_its_ends():
     result = connect(case.task(), *case.states(), epochs=1, points=3, diagnostics=True)
     assert result["disagreement_a"][0] == result["disagreement_b"][-1] == 0
     assert (result["entropy"] > 0).all()
+
+
+def test_a_curve_with_free_ends_can_be_had_again():
+    case = CASES["mlp"]
+    task, (a, b) = case.task(), case.states()
+    options = {"epochs": 4, "batch_size": 10, "bends": 2, "points": 5}
+    result = connect(task, a, b, free_ends=True, lr=0.3, **options)
+    family = curve_of(result, a, b)
+    assert result.sizes["bend"] == len(family.controls) == 4
+    assert distance(family.controls[0], a) > 1e-3
+    assert_array_equal(evaluate(task, family, result["t"].values)["loss"], result["loss"])
+
+
+@pytest.mark.parametrize("absent", ["embed.weight", "out.weight"])
+def test_checkpoints_may_hold_tied_weights_once(absent):
+    case = CASES["tokens"]
+    task, states = case.task(), case.states()
+    once = [{name: t for name, t in state.items() if name != absent} for state in states]
+    options = {"epochs": 1, "points": 3, "batch_size": 16}
+    result, whole = (connect(task, *ends, **options) for ends in (once, states))
+    assert_array_equal(result["loss"], whole["loss"])
+    assert_array_equal(result["bends"], whole["bends"])
+    assert set(curve_of(result, *once).controls[1]) == set(once[0])
+
+
+def test_the_data_of_a_recipe_are_recorded_by_their_kind():
+    case = CASES["mlp"]
+    batches = list(case.task().data)
+    result = connect(case.task(), *case.states(), epochs=1, points=2, data=batches)
+    assert result.attrs["data"] == "list"
+    assert result.attrs["decayed"] == "*"

@@ -8,7 +8,7 @@ from cases import CASES
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
-from landscape.descent import Recipe, descend, fall, flat_model, shuffled
+from landscape.descent import Recipe, Snapshot, descend, fall, flat_model, shuffled
 from landscape.task import Task
 
 CPU = torch.device("cpu")
@@ -161,3 +161,18 @@ def test_recipes_that_cannot_serve_are_refused():
     endless = Recipe(data=type("Endless", (), {"__iter__": lambda self: iter([])})())
     with pytest.raises(ValueError, match="must know its number of batches"):
         shuffled(task, endless, device=CPU, dtype=torch.float32)
+    with pytest.raises(ValueError, match="holds no batches"):
+        shuffled(task, Recipe(data=[]), device=CPU, dtype=torch.float32)
+    with pytest.raises(ValueError, match="must be a list of patterns of names"):
+        Recipe(decayed="*weight")  # letter by letter, * would match every name
+    with pytest.raises(ValueError, match=r"holds weights \(2, 3\), this training has \(1, 83\)"):
+        run(Recipe(), snapshot=Snapshot(0, torch.zeros(2, 3)))
+
+
+def test_a_training_that_ended_is_over_whether_it_diverged_or_not():
+    recipe = Recipe(2, batch_size=10, optimiser=lambda p: torch.optim.SGD(p, lr=1e300))
+    diverged = run(recipe)
+    assert diverged.diverged == 1
+    assert run(recipe, snapshot=diverged) is diverged
+    done = run(Recipe(epochs=2))
+    assert run(Recipe(epochs=2), snapshot=done) is done

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from test_connectivity import at, double, point_task
@@ -70,3 +71,12 @@ def test_a_stopped_search_goes_on_to_the_same_path():
     assert_array_equal(resumed["bends"], whole["bends"])
     assert_array_equal(resumed["training_loss"], whole["training_loss"])
     assert whole.sizes["epoch"] == 15
+
+
+def test_no_pivot_is_inserted_beyond_the_limit_and_one_is_needed():
+    task, a, b = point_task(pass_over), at(-1.0, 0.0), at(1.0, 0.0)
+    options = {"epochs": 1, "lr": 1e-6, "batch_size": 4, "cycles": 3, **double}
+    result = minimum_energy_path(task, a, b, pivots=2, max_pivots=1, threshold=0.0, **options)
+    assert result["num_pivots"].values.tolist() == [2, 2, 2]
+    with pytest.raises(ValueError, match="at least one bend, got 0"):
+        minimum_energy_path(task, a, b, pivots=0, **options)

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,17 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from landscape.analyses.diagnostics import combined, with_diagnostics
-from landscape.descent import FlatModel, Recipe, Snapshot, Trainable, descend, flat_model, shuffled
+from landscape.descent import (
+    FlatModel,
+    Recipe,
+    Snapshot,
+    Trainable,
+    decayed_names,
+    descend,
+    flat_model,
+    recipe_of,
+    shuffled,
+)
 from landscape.evaluation import Prepared, Tasks, evaluate, placing, prepare
 from landscape.families import Family, bezier, polychain
 from landscape.maths.curves import arc_length, path_mean
@@ -30,7 +39,6 @@ from landscape.task import Task, training_task
 Array = NDArray[np.float64]
 Weights = list[tuple[list[str], list[int]]]
 CURVES = {"bezier": bezier, "polychain": polychain}
-RECIPE = tuple(field.name for field in dataclasses.fields(Recipe))
 
 
 def connect(
@@ -68,12 +76,12 @@ def connect(
     - `arc_length`, the length of the curve up to t, and `weight_norm`, that of the parameters at t;
     - `regularised_loss`, the loss with half the weight decay times the squared norm, if it decays;
     - `training_loss` for each epoch, and `bends` (bend, weight), from which `curve_of` makes the
-      trained family again.
+      trained family again; with `free_ends` the ends are among them.
     Attributes are the recipe, `distance` of the ends, `length`, `length_ratio` (of the curve to the
     straight line) and `diverged`: 0, or the epoch in which a value was no longer finite; the curve
     is then the last good one.
     """
-    recipe = Recipe(**{name: options.pop(name) for name in RECIPE if name in options})
+    recipe = recipe_of(options)
     family = curve_between(a, b, curve=curve, bends=bends, start=start)
     ready = prepare(task, family, **placing(options))
     family, last = train(
@@ -83,7 +91,9 @@ def connect(
     t = np.linspace(0, 1, points) if isinstance(points, int) else np.asarray(points, float)
     if curve == "polychain":
         t = np.union1d(t, knots_of(family))
-    result = along(ready, family, t, recipe, diagnostics=diagnostics, **options)
+    result = along(
+        ready, family, t, recipe, free_ends=free_ends, diagnostics=diagnostics, **options
+    )
     title = f"Trained curve ({curve}) at {len(t)} points"
     return described(result, last, recipe, title=title, curve=curve)
 
@@ -114,25 +124,34 @@ def curve_between(
 def curve_of(result: xr.Dataset, a: State, b: State) -> Family:
     """The trained family whose bends a result holds, between the states that it was trained for.
 
-    Raises `ValueError` if the result has no bends or they do not fit the states.
+    Raises `ValueError` if the result has no bends of a curve, or the states are others or in
+    another order, which the norms of the weights along the curve show.
     """
-    if "bends" not in result or "weights" not in result.attrs:
+    if "bends" not in result or "curve" not in result.attrs:
         raise ValueError(
             f"the result of the analysis {result.attrs.get('analysis')!r} holds no bends of a curve"
         )
     weights: Weights = [(names, shape) for names, shape in json.loads(result.attrs["weights"])]
     for names, shape in weights:
-        found = tuple(a[names[0]].shape) if names[0] in a else "nothing"
+        found = next((tuple(a[name].shape) for name in names if name in a), "nothing")
         if found != tuple(shape):
             raise ValueError(
                 f"the curve has {names[0]} of shape {tuple(shape)}, the first state {found}: "
                 "give the two states that it was trained between"
             )
     rows = torch.as_tensor(result["bends"].values)
-    family = curve_between(a, b, curve=result.attrs["curve"], bends=len(rows))
-    free = np.ones(len(family.controls), bool)
-    free[[0, -1]] = False
-    return _replaced(family, rows, weights, free)
+    free_ends = bool(result.attrs.get("free_ends", 0))
+    bends = len(rows) - 2 * free_ends
+    family = curve_between(a, b, curve=result.attrs["curve"], bends=bends)
+    family = _replaced(family, rows, weights, _free(len(family.controls), free_ends))
+    names = [next(name for name in names if name in a) for names, _ in weights]
+    norms = _norms(family.controls, names, family.coefficients(result["t"].values[:, None]))
+    if not np.allclose(norms, result["weight_norm"], rtol=1e-4, atol=0, equal_nan=True):
+        raise ValueError(
+            "the weights along the curve have other norms than when it was trained: give the two "
+            "states that it was trained between, in the same order"
+        )
+    return family
 
 
 def summary(result: xr.Dataset) -> xr.Dataset:
@@ -183,8 +202,7 @@ def train(
     task = training_task(ready.tasks)
     flat = flat_model(task, family.controls[0], recipe, device=ready.device, dtype=ready.dtype)
     controls = rows_of(family.controls, flat, task)
-    free = np.full(len(controls), free_ends)
-    free[1:-1] = True
+    free = _free(len(controls), free_ends)
     fixed = controls[torch.as_tensor(~free)]
 
     def step(train: Trainable, generator: torch.Generator, inputs: Any, targets: Any) -> Tensor:
@@ -211,6 +229,7 @@ def along(
     t: ArrayLike,
     recipe: Recipe,
     *,
+    free_ends: bool = False,
     diagnostics: bool = False,
     **options: Any,
 ) -> xr.Dataset:
@@ -225,29 +244,26 @@ def along(
     states = [match(state, model) for state in family.controls]
     names = [name for name, _ in model.named_parameters()]
     coefficients = family.coefficients(t[:, None])
-
-    def squared_norm(names: Sequence[str]) -> Array:
-        products = inner_products(states, names)
-        return np.einsum("ni,ij,nj->n", coefficients, products, coefficients)
-
     displacements = inner_products(states, names, origin=states[0])
     knots = knots_of(family)
     lengths = arc_length(family.coefficients, displacements, np.append(t, 1.0), knots)
     words = {"long_name": "length of the path up to t"}
     result["arc_length"] = ("t", lengths[:-1], words)
-    norms = np.sqrt(squared_norm(names))
+    norms = _norms(states, names, coefficients)
     result["weight_norm"] = ("t", norms, {"long_name": "norm of the parameters"})
     if recipe.weight_decay:
-        decayed = [n for n in names if any(fnmatchcase(n, p) for p in recipe.decayed)]
-        penalty = xr.DataArray(recipe.weight_decay / 2 * squared_norm(decayed), dims="t")
+        decayed = _norms(states, decayed_names(recipe, names), coefficients)
+        penalty = xr.DataArray(recipe.weight_decay / 2 * decayed**2, dims="t")
         words = {"long_name": "regularised loss"}
         result["regularised_loss"] = (result["loss"] + penalty).assign_attrs(words)
         result["regularised_loss_stderr"] = result["loss_stderr"]
-    rows = flatten(states[1:-1], names, dtype=ready.dtype).numpy()
+    trained = [states[i] for i in np.flatnonzero(_free(len(states), free_ends))]
+    rows = flatten(trained, names, dtype=ready.dtype).numpy()
     result["bends"] = (("bend", "weight"), rows, {"long_name": "parameters of the bends"})
     chord = float(displacements[-1, -1]) ** 0.5
     return result.assign_attrs(
         weights=weights_of(model),
+        free_ends=int(free_ends),
         distance=chord,
         length=float(lengths[-1]),
         length_ratio=float(lengths[-1]) / chord if chord else np.nan,
@@ -258,7 +274,7 @@ def described(
     result: xr.Dataset, last: Snapshot, recipe: Recipe, *, title: str, **attrs: Any
 ) -> xr.Dataset:
     """The points of a trained path, with what is known of its training."""
-    used = {name: _recorded(getattr(recipe, name)) for name in RECIPE}
+    used = {one.name: _recorded(getattr(recipe, one.name)) for one in dataclasses.fields(recipe)}
     losses = np.array(last.losses)
     epochs = np.arange(1, len(losses) + 1)
     return result.assign(
@@ -277,8 +293,15 @@ def rows_of(states: Sequence[State], flat: FlatModel, task: Task) -> Tensor:
     return flatten(matched, flat.names, dtype=weights.dtype, device=weights.device)
 
 
-def with_rows(family: Family, rows: Tensor, model: nn.Module, free: ArrayLike) -> Family:
-    """The family with the parameters of its free controls taken from rows (n, P)."""
+def with_rows(
+    family: Family, rows: Tensor, model: nn.Module, free: ArrayLike | None = None
+) -> Family:
+    """The family with the parameters of its free controls taken from rows (n, P).
+
+    By default all controls but the ends are free.
+    """
+    if free is None:
+        free = _free(len(family.controls))
     return _replaced(family, rows, _weights(model), free)
 
 
@@ -292,6 +315,19 @@ def weights_of(model: nn.Module) -> str:
     return json.dumps(_weights(model))
 
 
+def _free(num: int, free_ends: bool = False) -> NDArray[np.bool_]:
+    """Which of so many controls are trained: all, or all but the ends."""
+    free = np.full(num, free_ends)
+    free[1:-1] = True
+    return free
+
+
+def _norms(states: Sequence[State], names: Sequence[str], coefficients: Array) -> Array:
+    """Norms (n,) of the named entries at the points with coefficients (n, m) in m states."""
+    products = inner_products(states, names)
+    return np.sqrt(np.einsum("ni,ij,nj->n", coefficients, products, coefficients).clip(min=0))
+
+
 def _weights(model: nn.Module) -> Weights:
     """The names, tied ones together, and the shape of each parameter."""
     tied = {names[0]: names for names in tied_names(model)}
@@ -302,13 +338,15 @@ def _replaced(family: Family, rows: Tensor, weights: Weights, free: ArrayLike) -
     """The family with the parameters of its free controls taken from rows (n, P)."""
     controls, rest = list(family.controls), iter(rows)
     for number in np.flatnonzero(free):
+        control = controls[number]
         parts = next(rest).split([math.prod(shape) for _, shape in weights])
         new = {
-            name: part.reshape(shape)
+            name: part.reshape(shape).to(control[name].device)
             for (names, shape), part in zip(weights, parts, strict=True)
             for name in names
+            if name in control  # a checkpoint may hold tied weights once
         }
-        controls[number] = {**controls[number], **new}
+        controls[number] = {**control, **new}
     return dataclasses.replace(family, controls=tuple(controls))
 
 
@@ -316,7 +354,7 @@ def _recorded(value: Any) -> str | float:
     """A field of a recipe as an attribute: numbers, or the names of what else it holds."""
     if isinstance(value, int | float | str):
         return value
-    if isinstance(value, tuple | list):
-        return " ".join(map(str, value))
+    if isinstance(value, tuple | list) and all(isinstance(one, str) for one in value):
+        return " ".join(value)
     value = getattr(value, "func", value)  # of a partial
     return "" if value is None else getattr(value, "__qualname__", type(value).__name__)

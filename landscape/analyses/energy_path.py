@@ -15,14 +15,23 @@ import xarray as xr
 from torch import Tensor, nn
 
 from landscape.analyses.connectivity import (
-    RECIPE,
     Array,
     along,
+    curve_between,
     described,
     rows_of,
     with_rows,
 )
-from landscape.descent import FlatModel, Recipe, Snapshot, Trainable, descend, flat_model, shuffled
+from landscape.descent import (
+    FlatModel,
+    Recipe,
+    Snapshot,
+    Trainable,
+    descend,
+    flat_model,
+    recipe_of,
+    shuffled,
+)
 from landscape.evaluation import Prepared, Tasks, evaluate, placing, prepare
 from landscape.families import Family, polychain
 from landscape.states import State, flatten, match
@@ -77,7 +86,7 @@ def minimum_energy_path(
 
     Returns what `connect` returns, with the pivots as `bends`, and `num_pivots` for each cycle.
     """
-    recipe = Recipe(**{name: options.pop(name) for name in RECIPE if name in options})
+    recipe = recipe_of(options)
     ready = prepare(task, polychain(a, b), **placing(options))
     search: dict[str, Any] = {"cycles": cycles, "threshold": threshold, "sub_pivots": sub_pivots}
     family, band = find_path(
@@ -107,12 +116,12 @@ def find_path(
 ) -> tuple[Family, Band]:
     """The search of `minimum_energy_path`: the path, and how it was found."""
     model = training_task(ready.tasks).model
-    straight = polychain(a, b)
+    bends = pivots if band is None else len(band.rows)
+    family = curve_between(a, b, curve="polychain", bends=bends)
     if band is None:
-        inner = [straight.at(position) for position in np.linspace(0, 1, pivots + 2)[1:-1]]
-        family, band = polychain(a, *inner, b), Band(torch.empty(0))
+        band = Band(torch.empty(0))
     else:
-        family = _chain(a, b, band.rows, model)
+        family = with_rows(family, band.rows, model)
     while len(band.numbers) < cycles and not band.diverged:
         cycle = len(band.numbers)
         seeded = dataclasses.replace(recipe, seed=recipe.seed + cycle)
@@ -120,7 +129,7 @@ def find_path(
         family, last = relax(ready, family, seeded, progress=progress)
         diverged = len(band.losses) + last.diverged if last.diverged else 0
         if cycle < cycles - 1 and not diverged:
-            room = max_pivots - numbers[-1]
+            room = max(0, max_pivots - numbers[-1])
             family = _refined(ready, family, threshold, sub_pivots, room, options)
         rows = _rows(family, model, ready.dtype)
         band = Band(rows, band.losses + last.losses, numbers, diverged)
@@ -164,24 +173,13 @@ def relax(
 
     batches = shuffled(task, recipe, device=ready.device, dtype=ready.dtype)
     last = descend(flat, chain[1:-1], batches, recipe, step, progress=progress, title="band")
-    free = np.ones(len(chain), bool)
-    free[[0, -1]] = False
-    return with_rows(family, last.rows, task.model, free), last
+    return with_rows(family, last.rows, task.model), last
 
 
 def _rows(family: Family, model: nn.Module, dtype: torch.dtype) -> Tensor:
     """The pivots between the ends as rows (n, P)."""
     states = [match(state, model) for state in family.controls[1:-1]]
     return flatten(states, [name for name, _ in model.named_parameters()], dtype=dtype)
-
-
-def _chain(a: State, b: State, rows: Tensor, model: nn.Module) -> Family:
-    """The chain through two states with rows (n, P) as its pivots."""
-    straight = polychain(a, b)
-    inner = [straight.at(position) for position in np.linspace(0, 1, len(rows) + 2)[1:-1]]
-    free = np.ones(len(rows) + 2, bool)
-    free[[0, -1]] = False
-    return with_rows(polychain(a, *inner, b), rows, model, free)
 
 
 def _loss_at(

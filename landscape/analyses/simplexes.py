@@ -14,14 +14,13 @@ import xarray as xr
 from torch import Tensor
 
 from landscape.analyses.connectivity import (
-    RECIPE,
     Array,
     described,
     rows_of,
     weights_of,
     with_rows,
 )
-from landscape.descent import Recipe, Trainable, descend, flat_model, shuffled
+from landscape.descent import Trainable, descend, flat_model, recipe_of, shuffled
 from landscape.evaluation import Tasks, evaluate, placing, prepare
 from landscape.families import Family, simplex
 from landscape.states import State, check_alike, inner_products
@@ -49,8 +48,11 @@ def simplexes(
     metrics at `num_samples` random points of the complex (dimension `point`), their `shares` of the
     vertices, `volume` (the sum over simplexes, in units of distance to the power `connectors`),
     `training_loss` for each epoch, and the connectors as `bends` (bend, weight).
+
+    Raises `ValueError` for fewer than two modes, no connector, modes of unlike architectures, and
+    modes that are all the same.
     """
-    recipe = Recipe(**{name: options.pop(name) for name in RECIPE if name in options})
+    recipe = recipe_of(options)
     num = len(modes)
     if num < 2 or connectors < 1:
         raise ValueError(
@@ -124,6 +126,8 @@ def _starts(modes: Tensor, connectors: int, seed: int) -> Tensor:
     """The mean of the modes (m, P), moved a tenth of their spread in random directions."""
     middle = modes.mean(0)
     spread = (modes - middle).norm(dim=1).mean()
+    if spread == 0:
+        raise ValueError("the modes are all one and the same network: there is nothing to connect")
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(connectors, len(middle), generator=generator).to(modes)
     return middle + 0.1 * spread * directions / directions.norm(dim=1, keepdim=True)
