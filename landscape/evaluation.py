@@ -40,6 +40,7 @@ from landscape.normalisation import (
     statistics_names,
 )
 from landscape.repair import (
+    ROUNDING,
     check_between,
     corrected,
     corrected_layers,
@@ -131,7 +132,8 @@ def evaluate(
             flat = np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")], axis=1)
             coords = dict(zip(points_of.coordinates, axes, strict=True))
         coefficients = points_of.coefficients(flat)
-        if policy == "interpolate" and (coefficients < 0).any() and _differ(ready, points_of):
+        outside = (coefficients < -ROUNDING).any()
+        if policy == "interpolate" and outside and _differ(ready, points_of):
             raise ValueError(
                 "batch_norm='interpolate' would extrapolate running variances, which can become "
                 "negative: stay between the control states, or use 'recalibrate'"
@@ -140,6 +142,11 @@ def evaluate(
             check_between(coefficients)
         num = len(flat)
     else:
+        if points is not None:
+            raise ValueError(
+                "points are coordinates of a family, and states are evaluated as they are: give "
+                "line(a, b) or another family, or leave points out"
+            )
         coefficients, num = None, len(points_of)
         coords = {"state": np.arange(num)}
     job = _repaired(_Job(ready, points_of, coefficients, policy, keep_examples))

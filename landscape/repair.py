@@ -26,6 +26,7 @@ from landscape.states import State
 from landscape.task import tensors_in
 
 NAME = "correction"
+ROUNDING = 1e-9  # by which coefficients of points between controls may be below 0
 
 
 def layers_to_correct(model: nn.Module, inputs: Any) -> list[str]:
@@ -134,7 +135,7 @@ def corrected_layers(model: nn.Module) -> list[str]:
 
 def check_between(coefficients: NDArray[np.float64]) -> None:
     """Raise `ValueError` unless the points are between their controls."""
-    if (coefficients < -1e-9).any() or (abs(coefficients.sum(1) - 1) > 1e-9).any():
+    if (coefficients < -ROUNDING).any() or (abs(coefficients.sum(1) - 1) > ROUNDING).any():
         raise ValueError(
             "batch_norm='repair' sets standard deviations to those between the ends, which have no "
             "meaning beyond them: stay between the control states, or use 'recalibrate'"

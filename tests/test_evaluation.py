@@ -428,6 +428,12 @@ def test_states_that_stand_alone_may_have_tables_of_their_own(strategy):
         assert_allclose(value, own, rtol=1e-12)
 
 
+def test_states_have_no_points():
+    case = CASES["mlp"]
+    with pytest.raises(ValueError, match="points are coordinates of a family"):
+        evaluate(case.task(), case.states(), np.linspace(0, 1, 5))
+
+
 def test_points_are_checked():
     case = CASES["mlp"]
     task, (a, b, c) = case.task(), case.states(3)

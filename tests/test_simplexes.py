@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from cases import CASES
 from numpy.testing import assert_allclose
 from test_connectivity import at, double, point_task, square
 
+from landscape.analyses.connectivity import curve_of
 from landscape.analyses.simplexes import _draw, log_volume_gradient, simplexes, volume
 from landscape.families import simplex
 
@@ -67,3 +69,16 @@ def test_a_complex_needs_modes_and_connectors():
         simplexes(point_task(square), [at(0.0, 0.0)])
     with pytest.raises(ValueError, match="got 2 and 0"):
         simplexes(point_task(square), [at(0.0, 0.0), at(1.0, 0.0)], connectors=0)
+    with pytest.raises(ValueError, match="one and the same network"):
+        simplexes(point_task(square), [at(1.0, 0.0), at(1.0, 0.0)])
+    with pytest.raises(ValueError, match="holds no bends of a curve"):
+        curve_of(simplexes(point_task(square), [at(1.0, 0.0), at(0.0, 1.0)], epochs=1),
+                 at(1.0, 0.0), at(0.0, 1.0))  # fmt: skip
+
+
+def test_points_in_a_simplex_are_inside_but_for_rounding():
+    case = CASES["residual"]
+    options = {"connectors": 2, "epochs": 1, "batch_norm": "interpolate", "num_samples": 40}
+    result = simplexes(case.task(), case.states(3), **options)
+    assert (1 - result["shares"][:, 1:].values.sum(1)).min() < 0  # below 0 in the last digit
+    assert np.isfinite(result["loss"]).all()
