@@ -19,10 +19,11 @@ LENGTHS = ("distance", "length", "length_ratio")
 def barrier_table(result: xr.Dataset) -> str:
     """The ends of a path, and its barriers by each definition: height, interval, position.
 
-    Behind the values at the ends, in brackets, those with the checkpoints' own statistics.
+    For the loss and the metrics of the task, not for diagnostics. Behind the values at the ends, in
+    brackets, those with the checkpoints' own statistics.
     """
     barriers = {kind: barrier(result, kind) for kind in KINDS}
-    measures = [str(n) for n in barriers["chord"] if f"{n}_position" in barriers["chord"]]
+    measures = [str(n) for n in barriers["chord"] if f"own_{n}" in result]
     rows = [["", "start (own)", "end (own)", *(f"barrier ({kind})" for kind in KINDS), "at t"]]
     for measure in measures:
         for where in _selections(barriers["chord"][measure]):

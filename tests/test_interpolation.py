@@ -197,6 +197,8 @@ def test_what_cannot_be_moved_alone_is_refused():
     a, b = case.states()
     with pytest.raises(ValueError, match="no tensor of the model is named 'stemm'"):
         interpolate(case.task(), a, b, layers=["stemm"])
+    with pytest.raises(ValueError, match="names no part"):
+        interpolate(case.task(), a, b, layers=[])
     with pytest.raises(ValueError, match="not for a path"):
         interpolate(case.task(), a, b, a, layers="each")
     with pytest.raises(ValueError, match="choose layers or align"):
@@ -228,3 +230,10 @@ def test_raw_and_aligned_in_one_result():
     assert result.attrs["distance"] > 1 > 1e-6 > result.attrs["aligned_distance"]
     given = interpolate(case.task(), a, b, points=5, align=a)
     assert_array_equal(given["loss"].sel(alignment="aligned"), given["loss"][1, 0])
+
+
+def test_a_point_may_be_asked_for_twice():
+    case = CASES["mlp"]
+    result = interpolate(case.task(), *case.states(), points=[0.0, 0.0, 0.5, 1.0])
+    assert_array_equal(result["own_loss"].isnull(), [False, False, True, False])
+    assert_array_equal(result["own_loss"][[0, 1, 3]], result["loss"][[0, 1, 3]])

@@ -26,6 +26,13 @@ def test_the_table_of_barriers():
     ]
 
 
+def test_the_table_of_barriers_leaves_diagnostics_out():
+    result = line()
+    for name in ("entropy", "entropy_stderr"):
+        result[name] = result["loss"]
+    assert barrier_table(result) == barrier_table(line())
+
+
 def test_what_is_in_a_result():
     said = " ".join(result_text(line()).split())
     assert said.startswith("a line [interpolation]")

@@ -52,6 +52,10 @@ def interpolate(
     2015; Frankle et al. 2020; by layers: Vlaar and Frankle 2022, section 5.)
     """
     states = [a, b, *further]
+    if len(states) > 2 and (layers is not None or align is not False):
+        raise ValueError("layers and align are for a line between two states, not for a path")
+    if layers is not None and align is not False:
+        raise ValueError("choose layers or align: a layer alone has no units to permute freely")
     knots = np.linspace(0, 1, len(states))
     t = np.asarray(points, float)
     if isinstance(points, int):
@@ -61,10 +65,6 @@ def interpolate(
     if diagnostics:
         ready = with_diagnostics(ready, polychain(*states), batch_norm=options.get("batch_norm"))
     path = partial(_path, ready, t=t, measures=measures, options=options)
-    if len(states) > 2 and (layers is not None or align is not False):
-        raise ValueError("layers and align are for a line between two states, not for a path")
-    if layers is not None and align is not False:
-        raise ValueError("choose layers or align: a layer alone has no units to permute freely")
     if layers is not None:
         parts = parts_of(model, layers)
         results = [path([a, _moved(a, b, names)]) for names in parts.values()]
@@ -92,7 +92,7 @@ def interpolate(
 def parts_of(model: nn.Module, layers: str | Sequence[str]) -> dict[str, list[str]]:
     """The parts of a model that are moved one by one: what each is called, and its tensors.
 
-    Raises `ValueError` for a pattern that fits nothing.
+    Raises `ValueError` for a pattern that fits nothing, and if there are no parts.
     """
     names = list(model.state_dict())
     if layers == "each":
@@ -111,6 +111,8 @@ def parts_of(model: nn.Module, layers: str | Sequence[str]) -> dict[str, list[st
                 f"no tensor of the model is named {pattern!r} or lies in a module of that name; "
                 f"its tensors are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
             )
+    if not parts:
+        raise ValueError(f"layers={layers!r} names no part of the model to move")
     return parts
 
 
@@ -138,7 +140,8 @@ def _path(
     result = evaluate(ready, family, t, **options)
     knots = np.linspace(0, 1, len(states))
     met = [number for number, knot in enumerate(knots) if knot in t]
-    kept = result.sel(t=knots[met]).transpose(..., "t")
+    kept = result.isel(t=[int(np.argmax(t == knots[number])) for number in met])
+    kept = kept.transpose(..., "t")
     if result.attrs["batch_norm"] in ("recalibrate", "repair") and met:
         kept = evaluate(ready, [states[number] for number in met], batch_norm="keep")
     for name in measures:
