@@ -9,6 +9,7 @@ were summed over batches (`maths/moments.py`). Arithmetic is in float64 (complex
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -52,7 +53,8 @@ class Overlap:
 
     `whitened` (rank of x, rank of y) is Qx^H Qy, whose singular values are the canonical
     correlations. `squared_cross` is the squared norm of X^H Y, and `squared_rows` the sum over the
-    examples of the product of the two squared lengths of a row.
+    examples of the product of the two squared lengths of a row. `tolerance` is how far rounding may
+    lift a correlation above one: more, and whoever made the bases made a mistake.
     """
 
     x: Side
@@ -60,6 +62,7 @@ class Overlap:
     whitened: Tensor
     squared_cross: Tensor
     squared_rows: Tensor
+    tolerance: float = 1e-9
 
     @property
     def num(self) -> int:
@@ -83,28 +86,10 @@ def rows(activations: Activations, *, rtol: float | None = None, name: str = "x"
     of the largest (default: `relative_cut`). Raises `ValueError` for other shapes, fewer than two
     examples, or values that are not finite.
     """
-    given = torch.as_tensor(activations)
-    if given.ndim != 2 or len(given) < 2 or given.shape[1] < 1:
-        raise ValueError(
-            f"{name} must be activations of shape (examples, neurons) with at least two examples, "
-            f"got shape {tuple(given.shape)}; flatten or average maps first"
-        )
-    wide = torch.complex128 if given.is_complex() else torch.float64
-    matrix = given.detach().to(wide)
-    if not torch.isfinite(matrix).all():
-        bad = int((~torch.isfinite(matrix)).any(1).sum())
-        raise ValueError(
-            f"{name} has values that are not finite in {bad} of {len(matrix)} examples"
-        )
-    largest = matrix.abs().amax(0)
-    matrix = matrix - matrix[0]
-    matrix = matrix - matrix.mean(0)
+    matrix = centred(activations, name=name)
     spread = torch.linalg.vector_norm(matrix, dim=0)
-    noise = 4 * len(matrix) ** 0.5 * torch.finfo(torch.float64).eps * largest
-    constant = spread <= noise
-    matrix = torch.where(constant, torch.zeros_like(matrix), matrix)
-    scaled = matrix / torch.where(constant, torch.ones_like(spread), spread)
-    basis, kept = _basis(scaled, relative_cut(given.dtype) if rtol is None else rtol)
+    scaled = matrix / torch.where(spread == 0, torch.ones_like(spread), spread)
+    basis, kept = _basis(scaled, relative_cut(_dtype(activations)) if rtol is None else rtol)
     lengths = matrix.abs().square().sum(1)
     gram = matrix.mH @ matrix if matrix.shape[1] <= len(matrix) else matrix @ matrix.mH
     side = side_of(
@@ -115,11 +100,7 @@ def rows(activations: Activations, *, rtol: float | None = None, name: str = "x"
 
 def overlap(x: Rows, y: Rows) -> Overlap:
     """What two sets share. Raises `ValueError` if they have different numbers of examples."""
-    if x.side.num != y.side.num:
-        raise ValueError(
-            "both sets of activations must have the same examples in the same order, got "
-            f"{x.side.num} and {y.side.num} rows"
-        )
+    same_examples(x.centred, y.centred)
     n, widest = x.side.num, max(x.side.width, y.side.width)
     if widest <= n:
         squared_cross = (x.centred.mH @ y.centred).abs().square().sum()
@@ -141,12 +122,72 @@ def side_of(
     return Side(num, loadings, components, values, condition, squared_gram, squared_rows)
 
 
+def centred(activations: Activations, *, name: str = "x") -> Tensor:
+    """Activations (n, d) in float64 (complex128) less their mean; constant neurons are exact zeros.
+
+    A neuron is constant if it varies by no more than the rounding of its values. Raises as `rows`.
+    """
+    matrix = as_matrix(activations, name=name)
+    largest = matrix.abs().amax(0)
+    matrix = matrix - matrix[0]  # exact where an offset is large, so that the mean is too
+    matrix = matrix - matrix.mean(0)
+    dtype, double = _dtype(activations), torch.finfo(torch.float64).eps
+    inexact = dtype.is_floating_point or dtype.is_complex
+    rounding = max(4 * double, torch.finfo(dtype).eps if inexact else 0.0)
+    spread = torch.linalg.vector_norm(matrix, dim=0)
+    constant = spread <= len(matrix) ** 0.5 * rounding * largest
+    return torch.where(constant, torch.zeros_like(matrix), matrix)
+
+
+def as_matrix(activations: Activations, *, name: str = "x") -> Tensor:
+    """Activations (n, d) in float64 (complex128), as they are. Raises as `rows`."""
+    given = _tensor(activations)
+    if given.ndim != 2 or len(given) < 2 or given.shape[1] < 1:
+        raise ValueError(
+            f"{name} must be activations of shape (examples, neurons) with at least two examples, "
+            f"got shape {tuple(given.shape)}; flatten or average maps first"
+        )
+    matrix = given.detach().to(torch.complex128 if given.is_complex() else torch.float64)
+    if not torch.isfinite(matrix).all():
+        bad = int((~torch.isfinite(matrix)).any(1).sum())
+        raise ValueError(
+            f"{name} has values that are not finite in {bad} of {len(matrix)} examples"
+        )
+    return matrix
+
+
+def same_examples(x: Tensor, y: Tensor) -> None:
+    """Raises `ValueError` if two matrices have different numbers of rows."""
+    if len(x) != len(y):
+        raise ValueError(
+            "both sets of activations must have the same examples in the same order, got "
+            f"{len(x)} and {len(y)} rows"
+        )
+
+
 def relative_cut(dtype: torch.dtype) -> float:
-    """What share of the largest singular value is noise, for activations given in a dtype."""
+    """What share of the largest singular value is noise, for activations given in a dtype.
+
+    Values in float32 carry the errors of the sums that made them, those in half precision were
+    summed in float32 and rounded once.
+    """
     if not (dtype.is_floating_point or dtype.is_complex):
         return 1e-10
     precision = torch.finfo(dtype).eps
-    return 1e-10 if precision < 1e-12 else 8 * precision
+    if precision < 1e-12:
+        return 1e-10
+    return precision if precision > 1e-6 else 8 * precision
+
+
+def _dtype(activations: Activations) -> torch.dtype:
+    return _tensor(activations[:0]).dtype
+
+
+def _tensor(activations: Activations) -> Tensor:
+    """A tensor; arrays are copied, as torch takes neither reversed nor read-only ones."""
+    if isinstance(activations, Tensor):
+        return activations
+    return torch.from_numpy(np.array(activations, order="C"))
 
 
 def _basis(scaled: Tensor, cut: float) -> tuple[Tensor, Tensor]:
