@@ -73,6 +73,31 @@ def test_a_figure_has_a_panel_for_each_measure_and_the_width_of_the_venue(line):
     assert_allclose([one[3] for one in dotted], [[1, 1], [2, 3]])
 
 
+@pytest.mark.parametrize("venue", ["icml", "neurips"])
+@pytest.mark.parametrize("num", [1, 2, 9])
+def test_panels_legend_and_labels_have_room(line, venue, num):
+    words = "the mean error of the point and of both ends less that of their ensemble"
+    extra = {f"m{k}": line["loss"].assign_attrs(long_name=words) for k in range(num)}
+    names = ["loss", *extra][:num]
+    figure = plots.figure(line.assign(extra), y=names, venue=venue)
+    figure.draw_without_rendering()
+    page = figure.bbox
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 2
+    boxes = [ax.get_tightbbox() for ax in figure.axes]
+    for number, box in enumerate(boxes):
+        assert page.x0 <= box.x0 < box.x1 <= page.x1 + 1
+        assert page.y0 <= box.y0 < box.y1 <= page.y1 + 1
+        assert not any(box.overlaps(other) for other in [*boxes[:number], legend.get_tightbbox()])
+    inches = figure.axes[0].get_window_extent().size / figure.dpi
+    assert inches.min() > 0.6
+
+
+def test_the_axis_of_a_single_component_says_its_share(line):
+    result = line.rename(t="x").assign(explained_variance=("component", [0.87]))
+    assert plots.lines(result, Figure().subplots(), x="x").get_xlabel() == "PC 1 (87 %)"
+
+
 @pytest.mark.parametrize("kind", ["pdf", "svg", "png"])
 def test_two_runs_give_the_same_bytes(line, kind, tmp_path):
     for name in ("one", "two"):

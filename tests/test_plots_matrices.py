@@ -55,6 +55,12 @@ def test_values_stand_in_their_cells():
     assert not plots.matrix(barriers(13), axes()).texts
 
 
+def test_a_matrix_without_any_finite_barrier_is_hatched():
+    result = barriers()
+    figure = plots.figure(result.assign(loss=np.nan * result["loss"]), y=["loss"])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["not finite"]
+
+
 @pytest.mark.parametrize("size", [1.6, 3.25, 5.5])
 def test_values_fit_their_cells_or_are_left_out(size):
     ax = plots.matrix(barriers(12), axes(size), y="error")

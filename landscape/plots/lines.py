@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from landscape.plots.parts import label, part, splits_of
+from landscape.plots.parts import axis_label, label, part, splits_of
 
 DASHES = ("-", "--", "-.", ":")
 RAW = {"raw": "--", "aligned": "-"}
@@ -42,7 +42,7 @@ def lines(
             options = {"linestyle": RAW.get(alignment, "-."), "label": words}
             drawn = _line(one.sel(alignment=alignment), ax, y, x, band, options | colour | style)
             colour = {"color": drawn}
-    ax.set_xlabel(label(result, x))
+    ax.set_xlabel(axis_label(result, x) if x in "xyz" else label(result, x))
     ax.set_ylabel(label(result, y))
     return ax
 

@@ -1,6 +1,7 @@
 """How are the panels of a figure arranged? Measures by splits, with scales that can be compared."""
 
 from collections.abc import Callable, Sequence
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -23,22 +24,23 @@ Column = tuple[str | None, xr.Dataset, str | None]  # title, result, split
 
 def along(result: xr.Dataset, names: list[str], width: float, *, x: str) -> Figure:
     """Lines along one coordinate, a panel for each measure; chords where both ends are there."""
-    fig, panels = _row(len(names), width)
+    fig, panels = _lined_up(len(names), width)
     for ax, measure in zip(panels, names, strict=True):
         lines(result, ax, y=measure, x=x)
         if x == "t" and {0.0, 1.0} <= set(result["t"].values.tolist()):
             _chords(result, ax, measure)
-    entries = len(panels[0].get_legend_handles_labels()[1])
-    if entries > 2:
-        _legend(fig, panels)
-    elif entries:
-        panels[0].legend()
+        if len(ax.get_ylabel()) > 24:  # longer than the panel is high
+            ax.set_title(fill(ax.get_ylabel(), 26))
+            ax.set_ylabel("")
+    titles = panels[0].get_gridspec().nrows * max(_num_lines(ax.get_title()) for ax in panels)
+    more = 0.17 * legend_below(fig, panels) + 0.13 * titles
+    fig.set_figheight(fig.get_figheight() + more)
     return fig
 
 
 def instabilities(result: xr.Dataset, names: list[str], width: float) -> Figure:
     """Instability against the branch step, a panel for each measure."""
-    fig, panels = _row(len(names), width)
+    fig, panels = _lined_up(len(names), width)
     for ax, measure in zip(panels, names, strict=True):
         instability(result, ax, y=measure)
         if ax.get_legend_handles_labels()[1]:
@@ -51,7 +53,7 @@ def trajectory(result: xr.Dataset, names: list[str], width: float, *, view: str)
     fig = Figure(figsize=(width, 0.7 * width))
     ax = fig.subplots()
     labels = trail(result, ax, view)
-    _legend(fig, [ax])
+    legend_below(fig, [ax])
     annotate(ax, labels)
     return fig
 
@@ -110,7 +112,7 @@ def heatmaps(result: xr.Dataset, names: list[str], width: float) -> Figure:
             ax.label_outer()
             ax.set_title((split or "") if ax in panels[0] else "")
         colour_bar(list(row), levels, label(result, measure))
-    _legend(fig, panels.ravel().tolist())
+    legend_below(fig, panels.ravel().tolist())
     return fig
 
 
@@ -118,16 +120,16 @@ def matrices(result: xr.Dataset, names: list[str], width: float) -> Figure:
     """Barriers between all pairs of runs, a column for each split."""
     columns = splits_of(result, names[0])
     least = 0.12 * result.sizes["run"]
-    fig, panels = _grid(len(names), len(columns), width, 1.0, least)
+    fig, panels = grid_of(len(names), len(columns), width, 1.0, least)
     for row, measure in zip(panels, names, strict=True):
-        top = float(result[measure].where(np.isfinite(result[measure])).max())
+        top = float(result[measure].where(np.isfinite(result[measure]), 0.0).max())
         for ax, split in zip(row, columns, strict=True):
             matrix(result, ax, y=measure, split=split, top=top, bar=False)
             ax.set_title(split or "")
             if len(columns) > 1:
                 ax.label_outer()
         threshold_bar(result, list(row), row[0].collections[0], measure)
-    _legend(fig, panels.ravel().tolist())
+    legend_below(fig, panels.ravel().tolist())
     for ax in panels.ravel():
         fit_texts(ax, result.sizes["run"])
     return fig
@@ -138,7 +140,7 @@ def _contours(
 ) -> Figure:
     """Contours in rows of measures that share their levels and a colour bar."""
     aspect = np.ptp(result["y"].values) / np.ptp(result["x"].values) if in_distances(result) else 1
-    fig, panels = _grid(len(names), len(columns), width, float(aspect), least)
+    fig, panels = grid_of(len(names), len(columns), width, float(aspect), least)
     labels = []
     for row, measure in zip(panels, names, strict=True):
         levels = levels_for([one[measure].values for _, one, _ in columns])
@@ -149,19 +151,26 @@ def _contours(
             if len(columns) > 1:
                 ax.label_outer()
         colour_bar(list(row), levels, label(result, measure))
-    _legend(fig, panels.ravel().tolist())
+    legend_below(fig, panels.ravel().tolist())
     for ax, texts in labels:
         annotate(ax, texts)
     return fig
 
 
-def _row(num: int, width: float) -> tuple[Figure, Any]:
-    """Panels side by side."""
-    fig = Figure(figsize=(width, 0.62 * width / num + 0.35))
-    return fig, fig.subplots(1, num, squeeze=False)[0]
+def _lined_up(num: int, width: float) -> tuple[Figure, Any]:
+    """Panels side by side, in as many rows as it takes for each to be 1.6 inches wide."""
+    down = -(-num // max(1, int(width / 1.6)))
+    across = -(-num // down)
+    fig = Figure(figsize=(width, down * (0.62 * width / across + 0.35)))
+    panels = fig.subplots(down, across, squeeze=False).ravel()
+    for extra in panels[num:]:
+        extra.remove()
+    return fig, panels[:num]
 
 
-def _grid(rows: int, columns: int, width: float, aspect: float, least: float) -> tuple[Figure, Any]:
+def grid_of(
+    rows: int, columns: int, width: float, aspect: float, least: float
+) -> tuple[Figure, Any]:
     """Panels (rows, columns) of an aspect, height over width, with room for labels and bars.
 
     Where a panel would be narrower than `least` inches, all are below one another. A single column
@@ -182,21 +191,30 @@ def _grid(rows: int, columns: int, width: float, aspect: float, least: float) ->
     return fig, panels[: rows * columns].reshape(rows, columns)
 
 
+def _num_lines(text: str) -> int:
+    return len(text.splitlines())
+
+
 def _named(split: str | None, measure: str) -> str:
     return f"{split} {measure}" if split else measure
 
 
-def _legend(fig: Figure, panels: Sequence[Axes]) -> None:
-    """One legend below all panels, for what they have in common and what is not finite in any."""
+def legend_below(fig: Figure, panels: Sequence[Axes]) -> int:
+    """One legend below all panels, for what they have in common and what is not finite in any.
+
+    Gives the number of its rows.
+    """
     entries: dict[str, Any] = {}
     for ax in panels:
         for handle, text in zip(*ax.get_legend_handles_labels(), strict=True):
             hatched = Patch(facecolor="white", edgecolor="0.4", hatch="xxxxx", linewidth=0)
             entries[text] = hatched if text == "not finite" else handle
-    if entries:
-        room = 72 * fig.get_figwidth() / (30 + 3.5 * max(map(len, entries)))  # in columns
-        columns = min(len(entries), max(1, int(room)))
-        fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
+    if not entries:
+        return 0
+    room = 72 * fig.get_figwidth() / (30 + 3.5 * max(map(len, entries)))  # in columns
+    columns = min(len(entries), max(1, int(room)))
+    fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
+    return -(-len(entries) // columns)
 
 
 def _chords(result: xr.Dataset, ax: Axes, measure: str) -> None:
