@@ -103,6 +103,8 @@ def test_what_cannot_be_exported(surface, tmp_path):
         plots.write_vts(surface.isel(x=0, drop=True), tmp_path / "a.vts")
     with pytest.raises(ValueError, match="has no 'error' along 'x', 'y'; it has loss"):
         plots.write_vts(surface, tmp_path / "a.vts", y="error")
+    with pytest.raises(ValueError, match="no value of 'loss' is finished and finite"):
+        plots.write_vts(surface.assign(loss=np.inf * surface["loss"]), tmp_path / "a.vts")
 
 
 def test_without_plotly_the_error_says_how_to_get_it(surface, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from landscape.plots.levels import level_texts, levels_for
+from landscape.plots.overlays import PATH
 from landscape.plots.parts import axis_label, label, measures, part, replacing, splits_of
 from landscape.plots.surfaces import on_surface, plane_of
 
@@ -35,8 +36,8 @@ def write_vts(
     measures of all splits are point data (`loss`, `loss_train`, ...), as is `status`. Points whose
     value is pending or not finite are hidden (`vtkGhostType`), and lie at the largest z.
 
-    Raises `ValueError` if the result has no measure over x and y, or the path does not end in
-    `.vts`.
+    Raises `ValueError` if the result has no measure over x and y, no value of it is finite, or the
+    path does not end in `.vts`.
     """
     path = Path(path)
     if path.suffix != ".vts":
@@ -50,6 +51,8 @@ def write_vts(
     if len(axes) == 2:
         chosen, values, _ = plane_of(result, y, split)
         lost = np.isnan(values)
+        if lost.all():
+            raise ValueError(f"no value of {y!r} is finished and finite: there is no height")
         height = np.log1p(values - np.nanmin(values)) if log else values
         height = scale * np.where(lost, np.nanmax(height), height)
         across, up = np.meshgrid(chosen["x"].values, chosen["y"].values)
@@ -133,8 +136,8 @@ def write_html(
     traces = [surface]
     for name, style in (
         ("curve", {"mode": "lines", "line": {"color": "black", "width": 5}}),
-        ("path", {"mode": "lines+markers", "line": {"color": "#D55E00", "width": 5},
-                  "marker": {"color": "#D55E00", "size": 3}}),
+        ("path", {"mode": "lines+markers", "line": {"color": PATH, "width": 5},
+                  "marker": {"color": PATH, "size": 3}}),
         ("mark", {"mode": "markers+text", "marker": {"color": "black", "size": 5}}),
     ):  # fmt: skip
         if f"{name}_x" in result:

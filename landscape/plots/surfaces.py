@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import RegularGridInterpolator
 
 from landscape.plots.levels import colour_bar, colours, hatch, level_texts, levels_for
-from landscape.plots.overlays import annotate, overlays
+from landscape.plots.overlays import PATH, annotate, overlays
 from landscape.plots.parts import axis_label, field, in_distances, label, part
 
 Array = NDArray[np.float64]
@@ -106,7 +106,7 @@ def surface3d(
     )  # fmt: skip
     for name, style in (
         ("curve", {"color": "black", "linewidth": 1.2}),
-        ("path", {"color": "#D55E00", "linewidth": 1.2, "marker": ".", "markersize": 3}),
+        ("path", {"color": PATH, "linewidth": 1.2, "marker": ".", "markersize": 3}),
         ("mark", {"color": "black", "linestyle": "none", "marker": "o", "mfc": "white"}),
     ):
         if f"{name}_x" in result:
