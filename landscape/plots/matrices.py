@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -47,7 +46,8 @@ def matrix(
     ax.set(aspect="equal", xlim=borders[[0, -1]], ylim=borders[[-1, 0]])
     hatch(ax, positions, positions, lost)
     if num <= MOST_WRITTEN:
-        _write(ax, values, highest or 1.0)
+        decimals = int(np.clip(1 - np.floor(np.log10(highest or 1.0)), 0, 3))
+        write(ax, image, values, decimals)
     for basin in np.unique(basins) if "basin" in chosen else []:
         inside = np.flatnonzero(basins == basin)
         corner, size = inside[0] - 0.5, len(inside)
@@ -73,14 +73,19 @@ def fit_texts(ax: Axes, num: int) -> None:
     figure: Any = ax.get_figure(root=True)
     figure.draw_without_rendering()
     cell = ax.get_window_extent().width / num
+    fit_values(ax, cell)
+    for text in [*ax.get_xticklabels(), *ax.get_yticklabels()]:
+        text.set_fontsize(min(float(text.get_fontsize()), max(SMALLEST, 65 * cell / figure.dpi)))
+
+
+def fit_values(ax: Axes, cell: float) -> None:
+    """Make the values written in cells of a width in pixels fit, or leave them out."""
     widest = max((text.get_window_extent().width for text in ax.texts), default=0.0)
     for text in list(ax.texts) if widest > 0.85 * cell else []:
         size = float(text.get_fontsize()) * 0.85 * cell / widest
         if size < SMALLEST:
             text.remove()
         text.set_fontsize(size)
-    for text in [*ax.get_xticklabels(), *ax.get_yticklabels()]:
-        text.set_fontsize(min(float(text.get_fontsize()), max(SMALLEST, 65 * cell / figure.dpi)))
 
 
 def threshold_bar(result: xr.Dataset, axes: Any, image: Any, y: str) -> None:
@@ -136,13 +141,11 @@ def heatmap(
     return ax
 
 
-def _write(ax: Axes, values: NDArray[np.float64], highest: float) -> None:
-    """Values in their cells, in black or white, whichever can be read."""
-    decimals = int(np.clip(1 - np.floor(np.log10(highest)), 0, 3))
-    cmap = mpl.colormaps[mpl.rcParams["image.cmap"]]
+def write(ax: Axes, image: Any, values: NDArray[np.float64], decimals: int) -> None:
+    """Values in the cells of an image, in black or white, whichever can be read."""
     for row, column in np.argwhere(np.isfinite(values)):
         value = values[row, column]
-        light = float(np.dot(cmap(value / highest)[:3], (0.299, 0.587, 0.114))) > 0.5
+        light = float(np.dot(image.cmap(image.norm(value))[:3], (0.299, 0.587, 0.114))) > 0.5
         ax.text(
             column, row, f"{value:.{decimals}f}", ha="center", va="center",
             fontsize="x-small", color="black" if light else "white",

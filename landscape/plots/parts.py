@@ -9,8 +9,13 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+# What says how well a similarity of layers was measured.
+QUALITY = {"rank", "other_rank", "condition", "other_condition", "num_forced"}
+
 # What stands beside a measure or describes a point, and is not drawn for itself.
-BESIDE = ("_stderr", "_low", "_high", "_position", "_examples", "_distance")
+BESIDE = (
+    "_stderr", "_low", "_high", "_position", "_examples", "_distance", "_chance", "_threshold",
+)  # fmt: skip
 POINTS = {"status", "evaluated", "arc_length", "weight_norm", "distance"}
 
 
@@ -23,6 +28,16 @@ def measures(result: xr.Dataset, dims: Collection[str]) -> list[str]:
         for name in along
         if not (name in POINTS or name.startswith("own_") or name.endswith(BESIDE))
     ]
+
+
+def similarities(result: xr.Dataset, dims: Collection[str]) -> list[str]:
+    """The measures of similarity between layers that vary along dimensions."""
+    return [
+        str(name)
+        for name, one in result.data_vars.items()
+        if set(dims) <= set(one.dims) and one.dtype.kind == "f" and "direction" not in one.dims
+        and not (name in POINTS | QUALITY or str(name).endswith(BESIDE))
+    ]  # fmt: skip
 
 
 def splits_of(result: xr.Dataset, y: str) -> list[str | None]:

@@ -1,9 +1,12 @@
 """From which step on do children of one trunk end in the same basin?"""
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.transforms import offset_copy
+from numpy.typing import NDArray
 
 from landscape.plots.lines import DASHES
 from landscape.plots.parts import label, part, splits_of
@@ -14,8 +17,8 @@ def instability(result: xr.Dataset, ax: Axes, *, y: str = "error") -> Axes:
 
     One line for each split, with a band for its interval over runs if it has one. If the result
     has a threshold for this measure it is drawn, and above it, for each split, a triangle at the
-    step from which on the training is stable. The axis of steps is linear up to the smallest
-    positive step and logarithmic beyond. (Frankle et al. 2020, figure 3.)
+    step from which on the training is stable. The axis of steps is that of `step_scale`. (Frankle
+    et al. 2020, figure 3.)
 
     Raises `ValueError` if the result has no instability of the measure.
     """
@@ -45,14 +48,24 @@ def instability(result: xr.Dataset, ax: Axes, *, y: str = "error") -> Axes:
             )  # fmt: skip
     if judged:
         ax.axhline(limit, color="0.5", linewidth=0.8, linestyle=":", zorder=0)
-    positive = steps[steps > 0]
-    if positive.size and steps.max() > 10 * positive.min():
-        ax.set_xscale("symlog", linthresh=float(positive.min()), linscale=0.4)
+    step_scale(ax, steps)
     if len(steps) > 1:
         ax.set_xlim(steps.min(), steps.max())
     ax.set_ylim(bottom=min(0.0, float(result[name].min())))
     ax.set(xlabel=label(result, "branch_step"), ylabel=label(result, name))
     return ax
+
+
+def step_scale(ax: Axes, steps: NDArray[Any], which: str = "x") -> None:
+    """Axes of steps: linear, or logarithmic beyond the smallest positive step if the gaps grow.
+
+    They grow if one of them is more than ten times the first.
+    """
+    gaps = np.diff(np.unique(steps))
+    if gaps.size and gaps.max() > 10 * gaps[0]:
+        first = float(steps[steps > 0].min())
+        for axis in which:
+            getattr(ax, f"set_{axis}scale")("symlog", linthresh=first, linscale=0.4)
 
 
 def _entry(split: str | None, stable: float | None) -> str | None:
