@@ -238,6 +238,12 @@ def test_an_axis_that_misses_the_state_by_rounding_contains_it(axis):
         surface_plan(a, extent=0)
 
 
+def test_a_negative_margin_would_turn_the_axes_around():
+    _, (a, b, c, _) = bowl()
+    with pytest.raises(ValueError, match="margin must not be negative, got -1"):
+        surface_plan([a, b, c], margin=-1)
+
+
 def test_rows_in_a_file_are_the_surface(tmp_path):
     task, (a, b, c, d) = bowl()
     whole = surface(task, [a, b, c], points=(5, 4), marks={"d": d}, **DOUBLE)

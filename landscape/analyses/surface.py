@@ -253,8 +253,10 @@ def few_examples(task: Tasks, num: int) -> tuple[Task, ...]:
 def covering(places: Array, sizes: Sequence[int], margin: float) -> list[Array]:
     """Axes of so many points that cover places (n, k), with the same margin on all sides.
 
-    The margin is a share of the largest width.
+    The margin is a share of the largest width. Raises `ValueError` if it is negative.
     """
+    if margin < 0:
+        raise ValueError(f"margin must not be negative, got {margin}")
     more = margin * np.ptp(places, axis=0).max()
     ends = np.stack([places.min(0) - more, places.max(0) + more], axis=1)
     return [np.linspace(low, high, size) for (low, high), size in zip(ends, sizes, strict=True)]
