@@ -127,8 +127,8 @@ def layers_of(
 ) -> Selection:
     """The layers that a selection names, found by running a private copy of the model once.
 
-    `inputs` are a small batch, as a `Task` has them; more examples than layers have tokens or
-    channels tell dimensions apart best, but few will do. `layers`: one or several of
+    `inputs` are a few examples ready for the model, such as `few_inputs` gives. `layers`: one or
+    several of
     - a name, of a module or of a layer (`"conv1"`, `"block:2"`, `"encoder.lstm[0]"`);
     - a pattern as in `fnmatch` for whole names (`"conv*"`, `"*.bn?"`), or for names of types where
       no name matches (`"Conv*"`); several in one string are separated by commas;
