@@ -583,3 +583,10 @@ def test_networks_that_part_early_end_apart_and_those_that_part_late_do_not(tmp_
     assert late <= 0.02
     assert found["error_instability_low"][0] > found["error_instability_high"][1]
     assert_array_equal(found["stable_from"], 490)
+
+
+def test_any_number_of_points_has_both_ends():
+    case = CASES["mlp"]
+    result = barrier_matrix(case.task(), case.states(), points=1)
+    assert result["t"].values.tolist() == [0, 1]
+    assert_array_equal(result["loss"], np.zeros((2, 2)))

@@ -71,7 +71,7 @@ def instability(
         "kind": kind, "threshold": threshold, "measure": measure,
         "level": level, "resamples": resamples, "seed": seed,
     }  # fmt: skip
-    summarise(_rehearsal(task, pairs[:1], points), **summary)
+    summarise(rehearsal(task, pairs[:1], points), **summary)
     curves = pair_curves(task, pairs, points=points, progress=progress, **options)
     return summarise(curves, **summary)
 
@@ -97,7 +97,7 @@ def barrier_matrix(
     """
     pairs = named_pairs(states, names)
     matrix: dict[str, Any] = {"kind": kind, "threshold": threshold, "measure": measure}
-    matrix_of(_rehearsal(task, pairs[:1], points), **matrix)
+    matrix_of(rehearsal(task, pairs[:1], points), **matrix)
     curves = pair_curves(task, pairs, points=points, progress=progress, **options)
     return matrix_of(curves, **matrix)
 
@@ -175,6 +175,23 @@ def pair_curves(
             names = " and ".join(repr(child.run) for child in pair)
             raise ValueError(f"between the runs {names}: {error}") from error
     return _joined(lines, pairs)
+
+
+def rehearsal(task: Tasks, pairs: Sequence[Pair], points: int | ArrayLike) -> xr.Dataset:
+    """Blank lines of pairs, as `pair_curves` gives them.
+
+    What `summarise` or `matrix_of` would refuse after the work, they refuse on these before it.
+    """
+    tasks = task.tasks if isinstance(task, Prepared) else tasks_of(task)
+    t = np.asarray(points, float)
+    if isinstance(points, int):
+        t = np.union1d(np.linspace(0, 1, points), [0.0, 1.0])
+    blank = (("pair", "t"), np.zeros((len(pairs), len(t))))
+    variables: dict[str, Any] = dict.fromkeys(tasks[0].measures(), blank)
+    variables |= {f"{name}_stderr": blank for name in tasks[0].measures()}
+    variables["status"] = (blank[0], blank[1] + STATUS.index("ok"))
+    variables["distance"] = ("pair", np.zeros(len(pairs)))
+    return xr.Dataset(variables, {"t": t, **_labels(pairs)})
 
 
 def summarise(
@@ -338,18 +355,6 @@ def _labels(pairs: Sequence[Pair]) -> dict[str, Any]:
         name: ("pair", column, {"long_name": words.get(name, name)})
         for name, column in columns.items()
     }
-
-
-def _rehearsal(task: Tasks, pairs: Sequence[Pair], points: int | ArrayLike) -> xr.Dataset:
-    """Blank lines of pairs: what would be refused after the work is refused on them before it."""
-    tasks = task.tasks if isinstance(task, Prepared) else tasks_of(task)
-    t = np.linspace(0, 1, points) if isinstance(points, int) else np.asarray(points, float)
-    blank = (("pair", "t"), np.zeros((len(pairs), len(t))))
-    variables: dict[str, Any] = dict.fromkeys(tasks[0].measures(), blank)
-    variables |= {f"{name}_stderr": blank for name in tasks[0].measures()}
-    variables["status"] = (blank[0], blank[1] + STATUS.index("ok"))
-    variables["distance"] = ("pair", np.zeros(len(pairs)))
-    return xr.Dataset(variables, {"t": t, **_labels(pairs)})
 
 
 def _barriers(curves: xr.Dataset, kind: str, measure: str | None) -> tuple[xr.Dataset, str]:

@@ -7,7 +7,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from landscape.cli.jobs import Job, dry, finish, job_of, plan, prepared, sources, sweep, writable
+from landscape.cli.jobs import (
+    Job,
+    dry,
+    finish,
+    has_failed,
+    job_of,
+    plan,
+    prepared,
+    sources,
+    sweep,
+    tasks,
+    writable,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,20 +37,23 @@ def instability(options: argparse.Namespace) -> bool:
     import numpy as np
 
     from landscape import results
-    from landscape.analyses.instability import matrix_of, summarise
+    from landscape.analyses.instability import matrix_of, rehearsal, summarise
 
     pairs = _pairs(job)
-    if options.dry_run:
-        return dry(job, len(pairs) * options.points)
+    complete = matrix_of if options.all_pairs else summarise
     default = "chord" if options.all_pairs else "mean"
     summary = {"kind": options.kind or default, "threshold": options.threshold,
                "measure": options.measure}  # fmt: skip
+    complete(rehearsal(tasks(job), pairs[:1], options.points), **summary)
+    if options.dry_run:
+        return dry(job, len(pairs) * options.points)
     curves = sweep(
         options, job, _pair_curves, {"pair": np.arange(len(pairs))},
         plan=plan(job, ["/".join(map(str, name)) for name in names]),
         title=f"Lines between {len(pairs)} pairs", analysis="instability", width=options.points,
     )  # fmt: skip
-    complete = matrix_of if options.all_pairs else summarise
+    if has_failed(curves):
+        return finish(curves, output)
     result = complete(curves, **summary)
     results.save(result, output)
     if not options.quiet:
@@ -63,7 +78,7 @@ def _networks(options: argparse.Namespace) -> "dict[tuple[Any, ...], Path]":
     """Checkpoints by name: files, the last ones of folders, or all of a single folder."""
     from landscape.checkpoints import CheckpointError, checkpoints
 
-    paths = [Path(text) for text in options.runs]
+    paths = [Path(text).absolute() for text in options.runs]
     if len(paths) == 1:
         found = checkpoints(paths[0], pattern=options.pattern)
         return {(str(one.step),): one.path for one in found}
