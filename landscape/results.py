@@ -309,6 +309,14 @@ def _full(earlier: xr.Variable | None, part: xr.Variable, dim: str, num: int) ->
 def _continued(path: Path, plan: Mapping[str, Any], dim: str) -> xr.Dataset:
     """The result of an earlier call with the same plan; what failed then is pending again."""
     result = load(path)
+    check_plan(result, plan, path)
+    result.attrs.pop("failures", None)
+    again = result["status"] == STATUS.index("failed")
+    return result.assign(status=result["status"].where(~again, STATUS.index("pending")))
+
+
+def check_plan(result: xr.Dataset, plan: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Raise `ResultError` unless the result in a file was made by this plan."""
     earlier = json.loads(result.attrs.get("plan", "{}"))
     differing = [key for key in sorted({*earlier, *plan}) if earlier.get(key) != plan.get(key)]
     if differing:
@@ -320,9 +328,6 @@ def _continued(path: Path, plan: Mapping[str, Any], dim: str) -> xr.Dataset:
             + "\n".join(lines)
             + "\nChoose another output, or start anew with --overwrite (overwrite=True)."
         )
-    result.attrs.pop("failures", None)
-    again = result["status"] == STATUS.index("failed")
-    return result.assign(status=result["status"].where(~again, STATUS.index("pending")))
 
 
 @contextmanager

@@ -174,7 +174,7 @@ def test_points_that_are_not_finite_end_with_four(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["interpolate"], "required: a, b, further, --task"),
+        (["interpolate"], "required: a, b, --task"),
         (["interpolate", "a", "b", "--task", "x:y", "-o", "o", "--points", "0"], "at least 1"),
         (["interpolate", "a", "b", "--task", "x:y", "-o", "o", "--task-args", "{"], "not JSON"),
         (["interpolate", "a", "b", "--task", "x:y", "-o", "o", "--task-args", "3"], "JSON object"),

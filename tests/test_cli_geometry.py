@@ -168,7 +168,7 @@ def test_an_interrupted_surface_is_resumed_to_the_same_numbers(folder):
         assert_array_equal(cut[name], whole[name])
 
 
-def test_a_trajectory_with_and_without_a_surface(folder):
+def test_a_trajectory_with_and_without_a_surface(folder, capsys):
     states = CASES["residual"].states(4)
     for step, state in zip((0, 5, 20, 90), states, strict=True):
         save_checkpoint(state, "run", step=step)
@@ -184,6 +184,17 @@ def test_a_trajectory_with_and_without_a_surface(folder):
     files = sorted(map(str, Path("run").iterdir()))
     assert run("trajectory", *files, *TASK, "--path-only", "--tsne", "-o", "only.h5") == 0
     assert "loss" not in results.load("only.h5")
+    only = ("trajectory", *files, *TASK, "--path-only", "--tsne")
+    assert run(*only, "-o", "only.h5") == 0
+    before = Path("path.h5").read_bytes()
+    for other in ((*only, "-o", "path.h5"), (*only, "--origin", "mean", "-o", "only.h5")):
+        assert run(*other) == 3
+        assert "was made by another plan and is left as it is" in capsys.readouterr().err
+    assert Path("path.h5").read_bytes() == before
+    assert run(*only, "--dry-run", "-o", "dry.h5") == 0
+    assert "nothing is evaluated" in capsys.readouterr().out
+    assert not Path("dry.h5").exists()
+    assert run(*only, "--origin", "mean", "--overwrite", "-o", "only.h5") == 0
     for name in ("path", "only"):
         assert run("plot", f"{name}.h5", "-o", f"{name}.pdf") == 0
 
@@ -232,6 +243,9 @@ def test_barriers_between_all_pairs_of_runs_or_steps(runs, capsys):
     assert run("instability", "run", *options, "-o", "steps.h5") == 0
     assert results.load("steps.h5")["run"].values.tolist() == ["0", "5"]
     assert run("plot", "m.h5", "-o", "m.pdf") == 0
+    mixed = folders[0], str(Path(folders[1]).absolute())
+    assert run("instability", *mixed, *options, "-o", "mixed.h5") == 0
+    assert results.load("mixed.h5")["run"].values.tolist() == ["order-a", "order-b"]
     assert run("instability", *folders, "--task", "tasks.py:task", "-o", "x.h5") == 3
     assert "add --all-pairs" in capsys.readouterr().err
 
@@ -285,15 +299,23 @@ def test_paths_through_several_and_layers(folder):
         (("surface", ENDS[0], "--points", "4"), "points must be odd"),
         (("surface", *ENDS, ENDS[0]), "lie on a line"),
         (("surface", ENDS[0], "--mark", "x"), "NAME=CHECKPOINT"),
+        (("surface", ENDS[0], *["--mark", f"x={ENDS[1]}"] * 2), "names of their own"),
+        (("surface", ENDS[0], "--z-range", -1, 1), "--z-range is for an axis"),
         (("surface", *ENDS, "--curve", "nothing.h5"), "nothing.h5: no such results file"),
         (("surface", *ENDS, "mlp-a.pt"), "missing"),
         (("connect", ENDS[0], "mlp-a.pt"), "missing"),
         (("connect", *ENDS, "--curve", "autoneb", "--start", ENDS[0]), "leave out --start"),
+        (("connect", *ENDS, "--bends", 2, "--start", ENDS[0]), "for each of 2 bends, got 1"),
+        (("connect", *ENDS, "--optimiser", "SGD", "--optimiser-args", '{"x": 1}'), "argument 'x'"),
+        (("interpolate", *ENDS, "--layers", "steam"), "no tensor of the model is named 'steam'"),
+        (("interpolate", *ENDS, ENDS[0], "--layers", "stem"), "between two checkpoints, got 3"),
         (("trajectory", ENDS[0]), "at least two checkpoints, got 1"),
         (("trajectory", *ENDS, "--pattern", "*"), "one folder"),
         (("instability", "nowhere"), "no such folder"),
         (("instability", "--all-pairs", ENDS[0], ENDS[0]), "named twice"),
+        (("instability", "--all-pairs", *ENDS, "--measure", "los"), "measure must be one of loss"),
         (("align", ENDS[0], "mlp-a.pt"), "missing"),
+        (("align", *ENDS, "--symmetries", "tasks.py"), "tasks.py: not JSON"),
     ],
 )
 def test_geometry_that_makes_no_sense_is_refused(folder, capsys, arguments, words):
@@ -332,3 +354,90 @@ def test_help_of_every_verb(capsys):
             main([verb, "--help"])
         assert stop.value.code == 0
         assert "--task" in capsys.readouterr().out or verb == "plot"
+
+
+def test_a_table_is_printed_beside_diagnostics(folder, capsys):
+    command = ("interpolate", *ENDS, "--task", "tasks.py:task", "--points", 3, "--diagnostics")
+    assert run(*command, "-o", "line.h5") == 0
+    assert "barrier (chord)" in capsys.readouterr().err
+
+
+def test_files_that_change_between_commands_are_read_anew(folder):
+    save_checkpoint(CASES["residual"].states(3)[2], "c", step=0)
+    three = ("surface", *ENDS, "c/step-00000000.pt", *TASK, "--points", "2x2", "-o", "s.h5")
+    assert run(*three) == 0
+    assert connect() == 0
+    before = results.load("s.h5")["loss"], results.load("curve.h5")["loss"]
+    torch.save(CASES["residual"].states(4)[3], ENDS[1])
+    assert run(*three) == 3
+    assert run(*three, "--overwrite") == 0
+    assert connect("--overwrite") == 0
+    now = results.load("s.h5")["loss"], results.load("curve.h5")["loss"]
+    assert not np.any(now[0].values == before[0].values)
+    assert now[1][-1] != before[1][-1]
+    here = landscape.evaluate(CASES["residual"].task(), [CASES["residual"].states(4)[3]])
+    assert_allclose(now[1][-1], here["loss"][0], rtol=1e-6)
+
+
+def test_a_search_that_ended_is_kept_until_it_is_evaluated(folder, monkeypatch):
+    command = ("--curve", "autoneb", "--cycles", 3)
+    with monkeypatch.context() as patch:
+        patch.setattr("landscape.analyses.connectivity.along", interrupt)
+        assert connect(*command) == 130
+    found = torch.load(".curve.h5.training", weights_only=True)["fields"]
+    assert len(found["numbers"]) == 3
+    assert connect(*command) == 0
+    assert_array_equal(results.load("curve.h5")["bends"], found["rows"])
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_dry_runs_count_the_mini_batches_of_the_training(folder, capsys):
+    few = ("--batch-norm-examples", 4, "--dry-run")
+    assert connect(*few) == 0
+    assert "training: 6 mini-batches; then" in capsys.readouterr().out  # 46 examples in 3, twice
+    assert connect(*few, "--curve", "autoneb", "--cycles", 5) == 0
+    assert "training: 30 mini-batches at each of 5 pivots" in capsys.readouterr().out
+
+
+def test_there_is_a_bend_for_each_start(folder):
+    assert connect("--start", *ENDS) == 0
+    assert results.load("curve.h5").sizes["bend"] == 2
+
+
+def test_a_line_is_refined_without_saying_again_that_it_is_one(folder):
+    assert run("surface", ENDS[0], *TASK, "--points", "5", "--dimensions", 1, "-o", "one.h5") == 0
+    assert run("surface", ENDS[0], *TASK, "--refine", "one.h5", "-o", "fine.h5") == 0
+    assert results.load("fine.h5").sizes["x"] == 9
+
+
+def failing(names):
+    """A sweep whose points at some places fail on their worker."""
+
+    def sweep(options, job, compute, over, *, plan, title, analysis, **more):
+        ((dim, values),) = over.items()
+        status = np.ones(len(values), np.uint8)
+        status[names] = results.STATUS.index("failed")
+        return results.dataset({"status": (dim, status)}, over, title=title, analysis=analysis)
+
+    return sweep
+
+
+@pytest.mark.parametrize("verb", ["surface", "instability"])
+def test_nothing_is_concluded_from_points_that_failed(folder, capsys, monkeypatch, verb):
+    arguments = {"surface": [ENDS[0]], "instability": ["--all-pairs", *ENDS]}[verb]
+    for module in ("surfaces", "instability"):
+        monkeypatch.setattr(f"landscape.cli.{module}.sweep", failing([0]))
+    assert run(verb, *arguments, *TASK, "--points", 3, "-o", "x.h5") == 4
+    assert "1 failed" in capsys.readouterr().err
+    assert not Path("x.h5").exists()
+
+
+def test_a_figure_has_the_name_and_measures_of_its_format(folder, capsys):
+    assert run("surface", ENDS[0], *TASK, "--points", 3, "-o", "s.h5") == 0
+    assert run("plot", "s.h5", "--html", "-o", "s.pdf") == 3
+    assert "ends in .html, got s.pdf" in capsys.readouterr().err
+    assert run("plot", "s.h5", "--y", "loss", "error", "-o", "s.vts") == 3
+    assert "holds one measure, got --y loss error" in capsys.readouterr().err

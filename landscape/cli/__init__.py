@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from landscape.cli import files, instability, jobs, options as o, paths, surfaces
+from landscape.cli import files, instability, options as o, paths, surfaces
 from landscape.cli.jobs import say
 
 DONE, INTERNAL, USAGE, REFUSED, INCOMPLETE = 0, 1, 2, 3, 4
@@ -30,7 +30,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     130 and 143 interrupted, to be resumed by the same command.
     """
     options = _parser().parse_args(arguments)
-    jobs.forget()
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         return DONE if options.run(options) else INCOMPLETE

@@ -17,8 +17,12 @@ def plot(options: argparse.Namespace) -> bool:
     output = writable(options.output)
     from landscape import plots
 
+    if options.html and output.suffix != ".html":
+        raise ValueError(f"--html writes a file that ends in .html, got {output}")
+    if output.suffix in (".html", ".vts") and options.y and len(options.y) > 1:
+        raise ValueError(f"a {output.suffix} file holds one measure, got --y {' '.join(options.y)}")
     result = _result(Path(options.results))
-    if options.html or output.suffix == ".html":
+    if output.suffix == ".html":
         print(plots.write_html(result, output, y=options.y and options.y[0]))
     elif output.suffix == ".vts":
         print(plots.write_vts(result, output, y=options.y and options.y[0]))

@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -27,8 +28,12 @@ if TYPE_CHECKING:
 class Job:
     """All that a result is computed from, for this process or a worker.
 
-    Mappings are JSON text, so that a job can be hashed. `settings` are those of the verb.
+    Mappings are JSON text, so that a job can be hashed. `settings` are those of the verb. What was
+    read for a job is kept; `command` is another text for each command, so that nothing is taken
+    over from an earlier one, whose files may have changed (a worker of a cluster outlives both).
     """
+
+    command: str
 
     task: str
     task_args: str
@@ -58,17 +63,15 @@ class Source:
     """A checkpoint that is read, and matched with the task's model, when it is needed."""
 
     path: str
-    task: str
-    task_args: str
-    loading: str
+    job: Job
     step: int | None = None
 
     def load(self) -> "State":
         """The state."""
         from landscape.checkpoints import load_state
 
-        model = _tasks(self.task, self.task_args)[0].model
-        return load_state(self.path, model=model, **json.loads(self.loading))
+        model = tasks(self.job)[0].model
+        return load_state(self.path, model=model, **json.loads(self.job.loading))
 
 
 def job_of(options: argparse.Namespace, checkpoints: Sequence[str | Path], **settings: Any) -> Job:
@@ -80,6 +83,7 @@ def job_of(options: argparse.Namespace, checkpoints: Sequence[str | Path], **set
         "allow_nonfinite": options.allow_nonfinite,
     }
     return Job(
+        uuid.uuid4().hex,
         _absolute_task(options.task),
         json.dumps(options.task_args),
         tuple(str(Path(path).resolve()) for path in checkpoints),
@@ -96,7 +100,9 @@ def job_of(options: argparse.Namespace, checkpoints: Sequence[str | Path], **set
 @lru_cache(maxsize=1)
 def tasks(job: Job) -> tuple["Task", ...]:
     """The tasks, with some of their examples if a preview is wanted."""
-    found = _tasks(job.task, job.task_args)
+    from landscape.task import load_tasks
+
+    found = load_tasks(job.task, json.loads(job.task_args))
     if job.examples is None:
         return found
     from landscape.analyses.surface import few_examples
@@ -107,10 +113,7 @@ def tasks(job: Job) -> tuple["Task", ...]:
 def sources(job: Job, steps: Sequence[int | None] | None = None) -> list[Source]:
     """The checkpoints of a job, to be read one by one."""
     steps = steps or [None] * len(job.checkpoints)
-    return [
-        Source(path, job.task, job.task_args, job.loading, step)
-        for path, step in zip(job.checkpoints, steps, strict=True)
-    ]
+    return [Source(path, job, step) for path, step in zip(job.checkpoints, steps, strict=True)]
 
 
 @lru_cache(maxsize=1)
@@ -199,6 +202,13 @@ def sweep(
         )
 
 
+def has_failed(result: "xr.Dataset") -> bool:
+    """Whether points failed on a worker; the same command tries them again."""
+    from landscape.results import STATUS
+
+    return bool((result["status"] == STATUS.index("failed")).any())
+
+
 def finish(result: "xr.Dataset", output: Path) -> bool:
     """Say where the result is, and which of its points are not what they should be."""
     from landscape.results import STATUS
@@ -264,22 +274,9 @@ def writable(path: str) -> Path:
     return output
 
 
-def forget() -> None:
-    """Read all inputs anew: what was read for an earlier command may have changed."""
-    for kept in (tasks, states, prepared, _tasks):
-        kept.cache_clear()
-
-
 def say(text: str) -> None:
     """A line for people, on standard error."""
     print(f"landscape: {text}", file=sys.stderr, flush=True)
-
-
-@lru_cache(maxsize=1)
-def _tasks(task: str, task_args: str) -> tuple["Task", ...]:
-    from landscape.task import load_tasks
-
-    return load_tasks(task, json.loads(task_args))
 
 
 def _absolute_task(spec: str) -> str:

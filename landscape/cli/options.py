@@ -18,12 +18,14 @@ def demo(verb: Verb) -> None:
 def interpolate(verb: Verb) -> None:
     """Options of `interpolate`."""
     _ends(verb)
-    verb.add_argument("further", nargs="*", help="more checkpoints: a path through all, in order")
+    verb.add_argument(
+        "further", nargs="*", default=[], help="more checkpoints: a path through all, in order"
+    )
     _task(verb)
-    _points(verb, 25, "points on the line")
+    _points(verb, 25, "points on the line, both ends included")
     verb.add_argument(
         "--range", type=float, nargs=2, default=(0.0, 1.0), metavar=("FIRST", "LAST"),
-        help="first and last t (0 1)",
+        help="first and last position t on the line, 0 at a and 1 at b (0 1)",
     )  # fmt: skip
     verb.add_argument(
         "--keep-examples", action="store_true",
@@ -49,7 +51,7 @@ def connect(verb: Verb) -> None:
     )  # fmt: skip
     verb.add_argument(
         "--bends", type=count, default=None,
-        help="trained states between the ends (1; 3 pivots at the start of autoneb)",
+        help="trained states between the ends (one for each --start, else 1; autoneb starts at 3)",
     )  # fmt: skip
     verb.add_argument(
         "--start", nargs="+", metavar="CHECKPOINT", default=[],
@@ -57,29 +59,40 @@ def connect(verb: Verb) -> None:
     )  # fmt: skip
     _points(verb, 61, "points on the trained curve")
     verb.add_argument(
-        "--cycles", type=count, default=4, help="cycles of autoneb, of so many epochs each (4)"
-    )
+        "--cycles", type=count, default=4,
+        help="cycles of autoneb, each of --epochs epochs (%(default)s)",
+    )  # fmt: skip
     training = verb.add_argument_group("training")
-    training.add_argument("--epochs", type=count, default=100, help="%(default)s")
-    training.add_argument("--batch-size", type=count, default=128, help="%(default)s")
-    training.add_argument("--lr", type=float, default=0.03, help="learning rate (%(default)s)")
+    training.add_argument(
+        "--epochs", type=count, default=100, help="passes over the training data (%(default)s)"
+    )
+    training.add_argument(
+        "--batch-size", type=count, default=128, help="examples in a mini-batch (%(default)s)"
+    )
+    training.add_argument(
+        "--lr", type=float, default=0.03,
+        help="learning rate, which falls to 1 %% in the second half (%(default)s)",
+    )  # fmt: skip
     training.add_argument(
         "--weight-decay", type=float, default=0.0,
-        help="of the weights at each point of the curve (%(default)s)",
+        help="decay of the weights at each point of the curve, not of the bends (%(default)s)",
     )  # fmt: skip
     training.add_argument(
         "--optimiser", metavar="NAME", help="a class of torch.optim instead of SGD with momentum"
     )
     training.add_argument(
         "--optimiser-args", type=json_object, default={}, metavar="JSON",
-        help="its keyword arguments; lr is --lr",
+        help="keyword arguments of that class but lr, which is --lr",
     )  # fmt: skip
     training.add_argument(
         "--training-data", metavar="WHERE:FUNCTION",
         help="a function that gives batches to train on, which may shuffle and augment "
         "(default: those of the task named 'train', or the first)",
     )  # fmt: skip
-    training.add_argument("--seed", type=int, default=0, help="%(default)s")
+    training.add_argument(
+        "--seed", type=int, default=0,
+        help="of the order of the data and the positions on the curve (%(default)s)",
+    )  # fmt: skip
     verb.add_argument(
         "--save-bends", metavar="FOLDER", help="also write the trained bends as checkpoints"
     )
@@ -117,24 +130,30 @@ def surface(verb: Verb) -> None:
         help="random directions, if --points does not say (%(default)s)",
     )  # fmt: skip
     verb.add_argument(
-        "--extent", type=float, default=1.0, help="about one checkpoint: from -extent to extent (1)"
-    )
+        "--extent", type=float, default=1.0,
+        help="about one checkpoint: axes from -EXTENT to EXTENT, in multiples of the directions "
+        "(%(default)s)",
+    )  # fmt: skip
     verb.add_argument(
-        "--margin", type=float, default=0.2, help="around three: share of the largest width (0.2)"
-    )
+        "--margin", type=float, default=0.2,
+        help="through three checkpoints: space around them, as a share of the largest width "
+        "(%(default)s)",
+    )  # fmt: skip
     for axis in "xyz":
         verb.add_argument(
             f"--{axis}-range", type=float, nargs=2, metavar=("FIRST", "LAST"),
-            help=f"ends of the {axis} axis instead",
+            help=f"ends of the {axis} axis, instead of those by --extent or --margin",
         )  # fmt: skip
     verb.add_argument(
         "--normalise", choices=("filter", "layer", "model", "none"), default="filter",
-        help="of random directions (%(default)s)",
+        help="what random directions have the norms of: each filter, layer, or the whole model; "
+        "or none of these (%(default)s)",
     )  # fmt: skip
     verb.add_argument("--seed", type=int, default=0, help="of random directions (%(default)s)")
     verb.add_argument(
         "--refine", metavar="RESULT",
-        help="an earlier surface: halve its steps where its contours and extremes are",
+        help="an earlier surface, given the same checkpoints and options: its grid with half the "
+        "steps, evaluated near its contours and extremes and interpolated elsewhere",
     )  # fmt: skip
     _evaluation(verb)
     _loading(verb)
@@ -147,7 +166,10 @@ def trajectory(verb: Verb) -> None:
         "checkpoints", nargs="+", help="a folder of checkpoints, or checkpoints in their order"
     )
     _task(verb)
-    verb.add_argument("--pattern", help="which files of the folder, and where their step stands")
+    verb.add_argument(
+        "--pattern",
+        help="which files of the folder: a glob, or a regular expression with a group step",
+    )
     verb.add_argument(
         "--origin", choices=("last", "mean"), default="last",
         help="principal components about the last checkpoint or the mean (%(default)s)",
@@ -159,7 +181,7 @@ def trajectory(verb: Verb) -> None:
         "--margin",
         type=float,
         default=0.2,
-        help="around the path: share of the largest width (0.2)",
+        help="space around the path, as a share of the largest width (%(default)s)",
     )
     verb.add_argument("--path-only", action="store_true", help="no surface below the path")
     verb.add_argument("--tsne", action="store_true", help="also a t-SNE view of the path")
@@ -180,21 +202,27 @@ def instability(verb: Verb) -> None:
     _task(verb)
     verb.add_argument(
         "--pattern",
-        help="regular expression for paths of runs, with the groups step, trunk and run",
+        help="regular expression for the paths of runs in the folder, with a group step and if "
+        "need be trunk and run; with --all-pairs: which files of a folder, as in trajectory",
     )
     verb.add_argument(
         "--all-pairs", action="store_true",
         help="barriers between all pairs of runs (or steps of one run), and their basins",
     )  # fmt: skip
     _points(verb, 31, "points on each line")
-    verb.add_argument("--kind", choices=KINDS, help="of barrier (mean; chord with --all-pairs)")
     verb.add_argument(
-        "--threshold", type=float, default=0.02,
-        help="at which a step counts as stable, and a pair as connected (%(default)s)",
+        "--kind", choices=KINDS,
+        help="rise above the straight line between the ends (chord), above their mean, or above "
+        "the larger one (mean; chord with --all-pairs)",
     )  # fmt: skip
     verb.add_argument(
-        "--measure", help="which the threshold is for (error if there is one, else loss)"
-    )
+        "--threshold", type=float, default=0.02,
+        help="largest barrier at which a step is stable, or a pair in one basin (%(default)s)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--measure", help="what the threshold is of: loss or a metric (error if it is there, else "
+        "loss)",
+    )  # fmt: skip
     _evaluation(verb)
     _loading(verb)
     _work(verb)
@@ -208,8 +236,10 @@ def align(verb: Verb) -> None:
         "--method", choices=("weights", "activations"), default="weights",
         help="what is matched (%(default)s)",
     )  # fmt: skip
-    verb.add_argument("--starts", type=count, default=3, help="of the search (%(default)s)")
-    verb.add_argument("--seed", type=int, default=0, help="%(default)s")
+    verb.add_argument(
+        "--starts", type=count, default=3, help="searches, of which the best counts (%(default)s)"
+    )
+    verb.add_argument("--seed", type=int, default=0, help="of the searches (%(default)s)")
     verb.add_argument(
         "--symmetries", metavar="FILE",
         help='which units may be permuted, if the model cannot be traced: JSON such as '
@@ -232,13 +262,17 @@ def plot(verb: Verb) -> None:
         "-o", "--output", required=True,
         help="figure: .pdf, .svg, .png ...; a surface also as .vts for ParaView, or .html",
     )  # fmt: skip
-    verb.add_argument("--y", nargs="+", metavar="MEASURE", help="measures to draw (all)")
+    verb.add_argument(
+        "--y", nargs="+", metavar="MEASURE",
+        help="measures to draw (all; the first for .vts and .html)",
+    )  # fmt: skip
     verb.add_argument(
         "--kind", choices=("3d",), help="draw a surface in three dimensions instead of contours"
     )
     verb.add_argument(
-        "--html", action="store_true", help="an interactive surface that needs no network"
-    )
+        "--html", action="store_true",
+        help="an interactive surface that needs no network, as for an output that ends in .html",
+    )  # fmt: skip
     verb.add_argument(
         "--venue", default="neurips",
         help="whose column width to use: icml, neurips, ... (%(default)s)",

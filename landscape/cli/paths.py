@@ -20,7 +20,7 @@ from landscape.cli.jobs import (
     tasks,
     writable,
 )
-from landscape.cli.training import recipe, trained
+from landscape.cli.training import num_batches, recipe, trained, untrained
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +36,8 @@ def interpolate(options: argparse.Namespace) -> bool:
     ends = [options.a, options.b, *options.further]
     settings = {"keep_examples": options.keep_examples}
     layers = options.layers
+    if layers and options.further:
+        raise ValueError(f"--layers moves parts between two checkpoints, got {len(ends)}")
     if layers and len(layers) == 1 and layers[0] in ("each", "blocks"):
         layers = layers[0]
     extra = {"layers": layers, "diagnostics": options.diagnostics}
@@ -49,12 +51,13 @@ def interpolate(options: argparse.Namespace) -> bool:
     if options.further:
         t = np.union1d(t, np.linspace(0, 1, len(ends)))
     states(job)  # wrong input shows before anything is written
+    width = _num_layers(job)
     if options.dry_run:
-        return dry(job, len(t) * _num_layers(job))
+        return dry(job, len(t) * width)
     result = sweep(
         options, job, _line_points, {"t": t},
         plan=plan(job), title=f"Linear interpolation at {len(t)} points", analysis="interpolation",
-        a=job.checkpoints[0], b=job.checkpoints[-1],
+        a=job.checkpoints[0], b=job.checkpoints[-1], width=width,
     )  # fmt: skip
     if {0.0, 1.0} <= set(t.tolist()) and not options.quiet and not options.layers:
         print(tables.barrier_table(result), file=sys.stderr)
@@ -90,7 +93,7 @@ def connect(options: argparse.Namespace) -> bool:
     autoneb = options.curve == "autoneb"
     if autoneb and options.start:
         raise ValueError("autoneb starts from the straight line: leave out --start")
-    bends = options.bends or (3 if autoneb else 1)
+    bends = options.bends or (3 if autoneb else max(1, len(options.start)))
     training = {
         "epochs": options.epochs, "batch_size": options.batch_size, "lr": options.lr,
         "weight_decay": options.weight_decay, "optimiser": options.optimiser,
@@ -106,16 +109,15 @@ def connect(options: argparse.Namespace) -> bool:
 
     from landscape import tables
 
-    states(job)
-    recipe(job)  # as do options that no optimiser knows
+    made = recipe(job)
+    untrained(job)  # wrong input shows before anything is written
     t = np.linspace(0, 1, options.points)
     if options.curve == "polychain":
         t = np.union1d(t, np.linspace(0, 1, bends + 2))
     if options.dry_run:
-        ready = prepared(job, None)
-        passes = options.epochs * (bends * options.cycles if autoneb else 1)
-        steps = passes * -(-ready.moments.num // options.batch_size)
-        print(f"training: {steps:,} steps of {options.batch_size} examples; then")
+        steps = num_batches(job) * made.epochs * (options.cycles if autoneb else 1)
+        where = f" at each of {bends + 2} pivots, and at more as they are added" if autoneb else ""
+        print(f"training: {steps:,} mini-batches{where}; then")
         return dry(job, len(t))
     whole = plan(job)
     snapshots = output.with_name(f".{output.name}.training")
@@ -180,7 +182,10 @@ def align(options: argparse.Namespace) -> bool:
     output = writable(options.output)
     symmetries = None
     if options.symmetries:
-        symmetries = json.loads(Path(options.symmetries).read_text())
+        try:
+            symmetries = json.loads(Path(options.symmetries).read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{options.symmetries}: not JSON ({error})") from error
     job = job_of(
         options, [options.a, options.b], method=options.method, starts=options.starts,
         seed=options.seed, symmetries=symmetries, diagnostics=options.diagnostics,

@@ -12,6 +12,7 @@ from landscape.cli.jobs import (
     Job,
     dry,
     finish,
+    has_failed,
     job_of,
     plan,
     prepared,
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
 def surface(options: argparse.Namespace) -> bool:
     """Evaluate a task on a plane: about one checkpoint, or through three."""
     output = writable(options.output)
-    marks = dict(_named(text) for text in options.mark)
+    named = [_named(text) for text in options.mark]
+    marks = dict(named)
+    if len(marks) < len(named):
+        raise ValueError(f"marks need names of their own, got {[name for name, _ in named]}")
     ranges = {axis: getattr(options, f"{axis}_range") for axis in "xyz"}
     files = [*options.checkpoints, *options.direction, *marks.values()]
     sizes = options.points if len(options.points) > 1 else options.points * options.dimensions
@@ -60,18 +64,24 @@ def trajectory(options: argparse.Namespace) -> bool:
     files, steps = _run_of(options)
     job = job_of(
         options, files, steps=steps, origin=options.origin, sizes=options.points,
-        margin=options.margin, tsne=options.tsne, seed=options.seed,
+        margin=options.margin, tsne=options.tsne, seed=options.seed, path_only=options.path_only,
     )  # fmt: skip
     from landscape import results
     from landscape.analyses.surface import finished
     from landscape.analyses.trajectory import with_surface
 
-    path = _path(job)
+    if options.dry_run and options.path_only:
+        print(f"{len(files)} checkpoints are read, and nothing is evaluated")
+        return True
+    whole = plan(job, [str(step) for step in steps])
     if options.path_only:
+        whole["schema_version"] = results.SCHEMA_VERSION
+        if output.exists() and not options.overwrite:
+            results.check_plan(results.load(output), whole, output)
+        path = _path(job).assign_attrs(plan=json.dumps(whole))
         results.save(path, output)
         return finish(path, output)
-    grid = _trajectory_plan(job)
-    whole = plan(job, [str(step) for step in steps])
+    path, grid = _path(job), _trajectory_plan(job)
     return _swept_surface(
         options, job, output, grid, whole, lambda rows: with_surface(path, finished(rows, grid))
     )
@@ -98,7 +108,7 @@ def _swept_surface(
         options, job, _rows, {grid.family.coordinates[0]: grid.axes[0]},
         plan=whole, title=f"Surface of {shape} points", analysis="surface", width=width,
     )  # fmt: skip
-    if "axis" not in rows.dims:  # otherwise it was complete before
+    if "axis" not in rows.dims and not has_failed(rows):  # otherwise it was complete before
         rows = complete(rows)
         results.save(rows, output)
     return finish(rows, output)
@@ -149,13 +159,19 @@ def _surface_plan(job: Job) -> "SurfacePlan":
     if len(corners) == 3 or directions:
         dims = len(directions) or 2
         sizes = sizes[:1] * dims if len(set(sizes)) == 1 else sizes
+    if beyond := [axis for axis in settings["ranges"] if "xyz".index(axis) >= len(sizes)]:
+        raise ValueError(
+            f"--{beyond[0]}-range is for an axis that this surface of {len(sizes)} coordinates "
+            "does not have; see --dimensions and --points"
+        )
     axes = {
         axis: np.linspace(first, last, sizes["xyz".index(axis)])
         for axis, (first, last) in settings["ranges"].items()
     }
     normalise = None if settings["normalise"] == "none" else settings["normalise"]
     return surface_plan(
-        what, model=tasks(job)[0].model, points=sizes, extent=settings["extent"],
+        what, model=tasks(job)[0].model,
+        points=sizes if settings["refine"] is None else sizes[0], extent=settings["extent"],
         margin=settings["margin"], normalise=normalise, seed=settings["seed"], marks=marks,
         curve=curve, **axes,
         previous=results.load(settings["refine"]) if settings["refine"] else None,

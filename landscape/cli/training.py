@@ -21,31 +21,50 @@ EVERY = 10.0  # seconds between two snapshots on disk
 @lru_cache(maxsize=1)
 def trained(job: Job, snapshots: str, quiet: bool) -> "tuple[Family, Snapshot | Band]":
     """The trained curve of a job, and how it was trained; goes on from a snapshot."""
-    from landscape.analyses.connectivity import curve_between, train
+    from landscape.analyses.connectivity import train
     from landscape.analyses.energy_path import Band, find_path
     from landscape.descent import Snapshot
 
-    a, b, *start = states(job)
+    a, b, *_ = states(job)
     ready, made = prepared(job, None), recipe(job)
     path, wanted = Path(snapshots), json.dumps(plan(job), sort_keys=True)
-    keep = _Keeper(path, wanted)
+    keep, found = _Keeper(path, wanted), _read(path, wanted)
     progress = False if quiet else None
+    result: tuple[Family, Snapshot | Band]
     if job.setting("curve") == "autoneb":
-        found = _read(path, wanted)
-        return find_path(
+        result = find_path(
             ready, a, b, made, cycles=job.setting("cycles"), pivots=job.setting("bends"),
             band=Band(**found) if found else None, on_band=keep, progress=progress, **job.policy(),
         )  # fmt: skip
-    family = curve_between(
-        a, b, curve=job.setting("curve"), bends=job.setting("bends"), start=start or None
-    )
-    found = _read(path, wanted)
-    snapshot = Snapshot(**found) if found else None
-    result = train(ready, family, made, snapshot=snapshot, on_snapshot=keep, progress=progress)
+    else:
+        snapshot = Snapshot(**found) if found else None
+        result = train(
+            ready, untrained(job), made, snapshot=snapshot, on_snapshot=keep, progress=progress
+        )
     keep.write(result[1])
     return result
 
 
+def untrained(job: Job) -> "Family":
+    """The curve before its training."""
+    from landscape.analyses.connectivity import curve_between
+
+    a, b, *start = states(job)
+    curve = job.setting("curve").replace("autoneb", "polychain")
+    return curve_between(a, b, curve=curve, bends=job.setting("bends"), start=start or None)
+
+
+def num_batches(job: Job) -> int:
+    """Mini-batches in an epoch."""
+    from landscape.descent import shuffled
+    from landscape.task import training_task
+
+    ready = prepared(job, None)
+    task = training_task(ready.tasks)
+    return len(shuffled(task, recipe(job), device=ready.device, dtype=ready.dtype))
+
+
+@lru_cache(maxsize=1)
 def recipe(job: Job) -> "Recipe":
     """How the curve of a job is trained."""
     import torch
@@ -66,6 +85,7 @@ def recipe(job: Job) -> "Recipe":
                 f"got {given['optimiser']!r}"
             )
         optimiser = partial(kinds[given["optimiser"]], lr=given["lr"], **given["optimiser_args"])
+        optimiser([torch.nn.Parameter(torch.zeros(1))])  # refuses arguments that it does not know
     elif given["optimiser_args"]:
         raise ValueError("--optimiser-args needs an --optimiser")
     data = _data(given["training_data"]) if given["training_data"] else None
