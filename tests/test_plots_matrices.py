@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
@@ -189,6 +191,25 @@ def test_the_threshold_and_the_stable_step_are_marked():
     loss = plots.instability(unstable(), axes(), y="loss")  # the threshold is one of the error
     assert loss.get_legend_handles_labels()[1] == ["train", "test"]
     assert len(loss.lines) == 2
+
+
+@pytest.mark.parametrize("factor", [1, 100, 5000])
+def test_legends_and_steps_of_instability_have_room_in_a_column(factor):
+    result = unstable().assign_coords(split=["train", "validation"])
+    result = result.assign(stable_from=("split", 2 * [2e3 * factor]))
+    result = result.assign_coords(branch_step=factor * STEPS)
+    figure = plots.figure(result, venue="icml")
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        legend = ax.get_legend().get_window_extent()
+        assert 0 <= legend.x0 < legend.x1 <= figure.bbox.x1
+        assert legend.y1 <= figure.bbox.y1
+        assert not legend.overlaps(ax.yaxis.label.get_window_extent())
+        low, high = ax.get_xlim()
+        texts = [text for text in ax.get_xticklabels() if low <= text.get_position()[0] <= high]
+        assert len(texts) > 1
+        for one, other in itertools.pairwise(text.get_window_extent() for text in texts):
+            assert one.x1 < other.x0
 
 
 def test_a_single_step_and_a_single_pair_are_drawn():

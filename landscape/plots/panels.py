@@ -39,12 +39,17 @@ def along(result: xr.Dataset, names: list[str], width: float, *, x: str) -> Figu
 
 
 def instabilities(result: xr.Dataset, names: list[str], width: float) -> Figure:
-    """Instability against the branch step, a panel for each measure."""
+    """Instability against the branch step, a panel for each measure, its legend above it."""
     fig, panels = _lined_up(len(names), width)
+    entries = len(splits_of(result, f"{names[0]}_instability"))
+    more = 0.17 * entries * panels[0].get_gridspec().nrows
+    fig.set_figheight(fig.get_figheight() + more)
     for ax, measure in zip(panels, names, strict=True):
         instability(result, ax, y=measure)
+        if ax.get_xscale() == "linear":
+            ax.locator_params(axis="x", nbins=3)  # room for the digits of many steps
         if ax.get_legend_handles_labels()[1]:
-            ax.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)
+            ax.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
     return fig
 
 

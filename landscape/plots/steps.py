@@ -57,15 +57,17 @@ def instability(result: xr.Dataset, ax: Axes, *, y: str = "error") -> Axes:
 
 
 def step_scale(ax: Axes, steps: NDArray[Any], which: str = "x") -> None:
-    """Axes of steps: linear, or logarithmic beyond the smallest positive step if the gaps grow.
+    """Axes of steps: linear, or logarithmic beyond the power of ten at or below the first positive.
 
-    They grow if one of them is more than ten times the first.
+    Logarithmic if the gaps grow: if one of them is more than ten times the first.
     """
     gaps = np.diff(np.unique(steps))
     if gaps.size and gaps.max() > 10 * gaps[0]:
-        first = float(steps[steps > 0].min())
+        least = steps[steps > 0].min()
+        # in the linear part a label would hide the 0; matplotlib rounds powers of ten down
+        first = 10.0 ** np.floor(np.log10(least) + 1e-9) * (1 + 1e-9)
         for axis in which:
-            getattr(ax, f"set_{axis}scale")("symlog", linthresh=first, linscale=0.4)
+            getattr(ax, f"set_{axis}scale")("symlog", linthresh=first, linscale=0.6)
 
 
 def _entry(split: str | None, stable: float | None) -> str | None:
