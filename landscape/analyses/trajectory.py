@@ -18,13 +18,12 @@ from landscape.evaluation import Tasks
 from landscape.families import AXES, Family, affine
 from landscape.maths.spectra import cosine_content, principal_components
 from landscape.results import dataset
-from landscape.states import State, Stored, check_alike, loaded, weight_names
+from landscape.states import PIECE, State, Stored, check_alike, loaded, weight_names
 
 Array = NDArray[np.float64]
 Checkpoints = Sequence[State | Stored]
 
 HELD = 6  # checkpoints of a block; two blocks and the last checkpoint are in memory at once
-PIECE = 2**20  # numbers of a tensor that are taken to float64 at a time
 ORIGINS = {
     "last": "the axes are those of the uncentred moments about the last checkpoint; "
     "subtracting the mean instead gives different axes",
@@ -196,8 +195,7 @@ def trajectory_plan(
     """The surface that belongs to a path: its plane, on a grid that covers the path.
 
     `margin` is a share of the largest width on each side. About the last checkpoint, the grid
-    contains it.
-    `points`, `marks` and `curve` are those of `surface_plan`.
+    contains it. `points`, `marks` and `curve` are those of `surface_plan`.
     """
     family = trajectory_plane(checkpoints, path)
     num = len(family.coordinates)
