@@ -134,9 +134,10 @@ def layers_of(
       no name matches (`"Conv*"`); several in one string are separated by commas;
     - a type of module;
     - `"*"`: every module that runs and has no running module inside.
-    Patterns and types leave out modules that only pass values on (dropout, identity, flatten), and
-    outputs that cannot be used, of which the notes tell. Of a module that gives a tuple or mapping
-    they take the only floating-point tensor. A module that runs k times has k layers.
+    Patterns of names leave out modules that only pass values on (dropout, identity, flatten), and
+    all patterns and types leave out outputs that cannot be used, of which the notes tell. Of a
+    tuple or mapping the only floating-point tensor is taken; if there are several, choose one by
+    name. A module that runs k times has k layers.
 
     Outputs (n, a, b) are tokens, channels last, unless they come from a one-dimensional
     convolution, pooling or normalisation (or from an activation function behind one); outputs with
@@ -148,26 +149,26 @@ def layers_of(
     of examples, or one without positions where the form needs them.
     """
     calls = _calls(model, inputs)
-    chosen: dict[tuple[int, Path], None] = {}
+    chosen: dict[tuple[int, int], Layer] = {}
     notes: dict[str, None] = {}
     for pattern in _patterns(layers):
         matches, named = _matching(model, calls, pattern)
         for index, path in matches:
+            call = calls[index]
             try:
-                chosen[index, _usable(calls[index], path, maps)] = None
+                layer = _layer(call, _part(call, path), channels_first, channels_last)
+                _check_positions([layer], maps)
             except ValueError as error:
                 if named:
                     raise
                 notes[str(error)] = None
+            else:
+                chosen[index, list(call.parts).index(layer.path)] = layer
         if isinstance(pattern, str) and (idle := _idle(model, calls, pattern)):
             notes[_never(idle)] = None
     if not chosen:
         raise ValueError("\n  ".join(["no layer is left of the selection:", *notes]))
-    order = sorted(chosen, key=lambda key: (key[0], list(calls[key[0]].parts).index(key[1])))
-    found = tuple(
-        _layer(calls[index], path, channels_first, channels_last) for index, path in order
-    )
-    return Selection(found, tuple(notes))
+    return Selection(tuple(chosen[key] for key in sorted(chosen)), tuple(notes))
 
 
 def common_form(layers: Iterable[Layer], maps: str) -> str:
@@ -178,13 +179,13 @@ def common_form(layers: Iterable[Layer], maps: str) -> str:
     """
     layers = list(layers)
     kind, wanted = _parsed(maps)
-    if not _needs_positions(maps):
+    if kind in ("average", "flatten"):
         return kind
+    _check_positions(layers, maps)
+    grids: dict[tuple[int, ...], list[str]] = {}
     for layer in layers:
-        if not layer.grid:
-            raise ValueError(_no_positions(layer.name, maps))
-    grids = {layer.grid for layer in layers}
-    shapes = ", ".join(f"{layer.name} {_times(layer.grid)}" for layer in layers)
+        grids.setdefault(layer.grid, []).append(layer.name)
+    shapes = ", ".join(f"{_times(grid)} ({_shown(names, 2)})" for grid, names in grids.items())
     if len({len(grid) for grid in (*grids, *((wanted,) if wanted else ()))}) > 1:
         raise ValueError(
             f"positions of unlike dimensions cannot be compared in the form {maps!r}: {shapes}; "
@@ -253,14 +254,10 @@ def stream(
     maps = common_form(layers, maps)
     for number, (inputs, targets) in enumerate(batches):
         blocks = capture(model, layers, inputs, maps=maps, num=num_examples((inputs, targets)))
-        finite = torch.stack([torch.isfinite(block).all() for block in blocks])
-        if not finite.all():
-            bad = [
-                layer.name for layer, good in zip(layers, finite.tolist(), strict=True) if not good
-            ]
+        if bad := _not_finite(layers, blocks):
             raise ValueError(
-                f"activations of {', '.join(bad[:5])} are not finite in batch {number} (counted "
-                "from 0): the state has diverged, or the inputs hold such values"
+                f"activations of {_shown(bad, 5)} are not finite in batch {number} (counted from "
+                "0): the state has diverged, or the inputs hold such values"
             )
         yield blocks
 
@@ -380,7 +377,7 @@ def check_same_examples(a: Recording, b: Recording) -> None:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Tensor:
     """A floating-point tensor in the output of a module."""
 
     shape: tuple[int, ...]
@@ -397,7 +394,7 @@ class _Call:
     call: int
     calls: int
     leaf: bool
-    parts: Mapping[Path, _Part]
+    parts: Mapping[Path, _Tensor]
     num: int
 
     @property
@@ -429,7 +426,7 @@ def _calls(model: nn.Module, inputs: Any) -> list[_Call]:
             for path, tensor in _tensors(output):
                 channels = _channels(module, args, tensor, known)
                 known[id(tensor)] = tensor, channels
-                parts[path] = _Part(tuple(tensor.shape), channels)
+                parts[path] = _Tensor(tuple(tensor.shape), channels)
             leaf = begun.pop() == len(calls)
             base, num = name or type(model).__name__, len(tensors[0])
             calls.append(_Call(name, type(module), base, counts[name], 0, leaf, parts, num))
@@ -523,8 +520,8 @@ def _passes(call: _Call) -> bool:
     return issubclass(call.kind, PASSING)
 
 
-def _usable(call: _Call, path: Path | None, maps: str) -> Path:
-    """The part of an output to take; raises `ValueError` if there is none, or no single one."""
+def _part(call: _Call, path: Path | None) -> Path:
+    """The part of an output to take; raises `ValueError` if none can be, or no single one."""
     if path is None:
         if len(call.parts) != 1:
             choices = ", ".join(call.label + _brackets(path) for path in call.parts)
@@ -534,11 +531,9 @@ def _usable(call: _Call, path: Path | None, maps: str) -> Path:
                 f"{several if choices else 'no floating-point tensor'}"
             )
         (path,) = call.parts
-    name, shape = _name(call, path), call.parts[path].shape
+    shape = call.parts[path].shape
     if not shape or shape[0] != call.num:
-        raise ValueError(_other_examples(name, shape, call.num))
-    if _needs_positions(maps) and len(shape) < 3:
-        raise ValueError(_no_positions(name, maps))
+        raise ValueError(_other_examples(_name(call, path), shape, call.num))
     return path
 
 
@@ -590,11 +585,13 @@ def _other_examples(name: str, shape: tuple[int, ...], num: int) -> str:
     )
 
 
-def _no_positions(name: str, maps: str) -> str:
-    return (
-        f"{name} gives one vector for each example and has no positions for {maps=}; leave it out, "
-        "or use maps='average'"
-    )
+def _check_positions(layers: Iterable[Layer], maps: str) -> None:
+    for layer in layers:
+        if _parsed(maps)[0] not in ("average", "flatten") and math.prod(layer.grid) == 1:
+            raise ValueError(
+                f"{layer.name} gives one vector for each example and has no positions for {maps=}; "
+                "leave it out, or use maps='average'"
+            )
 
 
 def _unmatched(model: nn.Module, calls: Sequence[_Call], pattern: str) -> str:
@@ -616,13 +613,17 @@ def _idle(model: nn.Module, calls: Sequence[_Call], pattern: str) -> list[str]:
 
 
 def _never(names: Sequence[str]) -> str:
-    return f"never called as modules in the forward pass, so without outputs: {', '.join(names)}"
+    return f"never called as modules in the forward pass, so without outputs: {_shown(names, 20)}"
 
 
 def _all_of(calls: Sequence[_Call]) -> str:
     names = [call.label for call in calls if call.leaf]
-    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-    return f"layers that run: {shown} (layers='*' takes all)"
+    return f"layers that run: {_shown(names, 20)} (layers='*' takes all)"
+
+
+def _shown(names: Sequence[str], num: int) -> str:
+    rest = len(names) - num
+    return ", ".join(names[:num]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _closest(name: str, names: Sequence[str]) -> str:
@@ -644,10 +645,6 @@ def _parsed(maps: str) -> tuple[str, tuple[int, ...]]:
             f"got {maps!r}"
         )
     return kind, tuple(map(int, grid))
-
-
-def _needs_positions(maps: str) -> bool:
-    return _parsed(maps)[0] not in ("average", "flatten")
 
 
 def _times(grid: Sequence[int]) -> str:
@@ -689,6 +686,14 @@ def _rows(values: Tensor, layer: Layer, maps: str) -> Tensor:
     if kind == "frequency":
         return torch.fft.rfftn(first, dim=positions).flatten(2).permute(2, 0, 1).contiguous()
     return first.movedim(1, -1).flatten(0, -2)
+
+
+def _not_finite(layers: Sequence[Layer], blocks: Sequence[Tensor]) -> list[str]:
+    """Layers with values that are not finite. Sums show it many times faster, but may overflow."""
+    if torch.isfinite(torch.stack([block.sum() for block in blocks])).all():
+        return []
+    pairs = zip(layers, blocks, strict=True)
+    return [layer.name for layer, block in pairs if not torch.isfinite(block).all()]
 
 
 @contextmanager

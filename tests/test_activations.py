@@ -197,9 +197,9 @@ def test_the_number_of_examples_is_checked_in_each_batch():
 
 
 def test_finding_layers_leaves_the_model_and_the_random_state_as_they_are():
-    model = CASES["mlp"].model().train()
+    model = nn.Sequential(CASES["mlp"].model(), Noise()).train()
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    layers_of(model, "*", torch.randn(3, 6, generator=torch.Generator()))
+    layers_of(model, "*", torch.zeros(3, 6))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(module.training and not module._forward_hooks for module in model.modules())
     assert all(p.requires_grad for p in model.parameters())
@@ -370,12 +370,14 @@ def test_the_form_is_common_to_all_layers():
     assert convolutional.names == ["0", "1"]
     assert "3 gives one vector for each example" in convolutional.notes[0]
     maps = convolutional.layers
+    single = nn.Sequential(*model[:2], nn.AdaptiveAvgPool2d(1))
+    assert layers_of(single, "*", x[:3], maps="pool").names == ["0", "1"]  # 1x1 is no position
     assert common_form(maps, "pool") == "pool:3x3"
     assert common_form(maps, "frequency") == "frequency:3x3"
     assert common_form(layers, "average") == "average"
     assert [neurons(layer, "flatten") for layer in layers] == [108, 27, 4]
     assert [rows_per_example(maps, form) for form in ("average", "pool:2x3")] == [1, 6]
-    with pytest.raises(ValueError, match=r"unlike grids: 0 6x6, 1 3x3; .* maps='pool:3x3'"):
+    with pytest.raises(ValueError, match=r"unlike grids: 6x6 \(0\), 3x3 \(1\); .* maps='pool:3x3'"):
         common_form(maps, "positions")
     with pytest.raises(ValueError, match=r"smaller grids only.*largest possible is pool:3x3"):
         common_form(maps, "pool:4x3")
@@ -438,6 +440,9 @@ def test_values_that_are_not_finite_name_their_layer_and_batch():
     with pytest.raises(ValueError, match=r"activations of 0, 1, 2 are not finite in batch 2 "):
         next(seen)
     x[13, 2] = 0.0
+    model[2].weight[:] = 0
+    model[2].bias[:] = 1.7e308
+    assert len(list(stream(model, layers, batches(x, 6)))) == 4  # their sum alone is not finite
     model[2].bias[1] = torch.inf
     with pytest.raises(ValueError, match=r"activations of 2 are not finite in batch 0 "):
         next(stream(model, layers, batches(x, 6)))
@@ -631,6 +636,11 @@ class Last(nn.Module):
 class Copy(nn.Module):
     def forward(self, x):
         return x + 0
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        return x + torch.rand(x.shape)
 
 
 class Twice(nn.Module):
