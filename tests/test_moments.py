@@ -24,7 +24,7 @@ def layers(n=1200, widths=(8, 13, 3), *, condition=1.0, offset=3.0, seed=0, is_c
         if is_complex:
             mixed = torch.complex(mixed, mixed.roll(1, 1) + normal(n, width, seed=70 + k))
         left, _, right = torch.linalg.svd(mixed - mixed.mean(0), full_matrices=False)
-        values = torch.logspace(0, -np.log10(condition), width, dtype=torch.float64)
+        values = torch.logspace(0, -np.log10(condition), left.shape[1], dtype=torch.float64)
         found.append((left * values.to(left.dtype)) @ right + offset)
     return found
 
@@ -106,3 +106,224 @@ def test_pairs_are_those_of_the_rows(exact, is_complex):
     blocks = layers(is_complex=is_complex)
     for found, expected in pairs_of(gathered(blocks, exact=exact), blocks):
         check(found, expected, 1e-12)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_debiased_cka_of_moments_is_that_of_the_whole_gram_matrices(exact):
+    blocks = layers(400, offset=30.0)
+    moments = gathered(blocks, exact=exact)
+    for i, x in enumerate(blocks):
+        for j, y in enumerate(blocks):
+            expected = debiased_cka_of_rows(x, y)
+            assert_allclose(debiased_cka(moments.overlap(i, j)), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("condition", "error", "exact_error"),
+    [(1e2, 1e-11, 1e-13), (1e4, 1e-7, 1e-11), (1e6, np.inf, 1e-9)],
+)
+def test_what_covariances_lose_is_the_square_of_the_condition(condition, error, exact_error):
+    blocks = layers(condition=condition, offset=1.0)
+    moments, exact = gathered(blocks), gathered(blocks, exact=True)
+    for found, expected in pairs_of(exact, blocks):
+        assert_allclose(correlations(found), correlations(expected), rtol=0, atol=exact_error)
+    assert needs_exact(exact) == []
+    if condition == 1e6:
+        assert needs_exact(moments) == [0, 1, 2]
+        return
+    assert needs_exact(moments) == []
+    assert_allclose(moments.conditions, exact.conditions, rtol=1e-3)
+    for found, expected in pairs_of(moments, blocks):
+        assert_allclose(correlations(found), correlations(expected), rtol=0, atol=error)
+        assert correlations(found).max() < 1 + found.tolerance
+
+
+def test_products_in_single_precision_serve_below_a_condition_of_a_hundred():
+    blocks = layers(condition=20.0, offset=1e3)
+    moments = gathered(blocks, dtype=torch.float32)
+    assert needs_exact(moments) == []
+    for found, expected in pairs_of(moments, blocks):
+        assert_allclose(correlations(found), correlations(expected), rtol=0, atol=3e-5)
+        assert correlations(found).max() < 1 + found.tolerance
+        assert_allclose(found.squared_cross, expected.squared_cross, rtol=1e-6)
+        assert_allclose(found.squared_rows, expected.squared_rows, rtol=1e-6)
+        assert_allclose(nuclear(found), nuclear(expected), rtol=1e-6)
+    assert needs_exact(gathered(layers(condition=1e3), dtype=torch.float32)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("options", [{}, {"exact": True}, {"dtype": torch.float32}])
+def test_batches_change_nothing(options):
+    blocks = layers(5000)
+    whole = gathered(blocks, batch=5000, **options)
+    for batch in (1, 77, 2048, 4999):
+        moments = gathered(blocks, batch=batch, **options)
+        for i, j in ((0, 0), (0, 1), (2, 1)):
+            check(moments.overlap(i, j), whole.overlap(i, j), 1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"exact": True}, {"dtype": torch.float32}])
+@pytest.mark.parametrize("scale", [1e-20, 1e15])
+def test_offsets_and_scales_of_neurons_change_no_correlations(options, scale):
+    blocks = layers()
+    moved = [blocks[0] * scale, blocks[1].clone(), blocks[2] + 1e6]
+    moved[1][:, 4] *= scale
+    error = 1e-5 if options.get("dtype") == torch.float32 else 1e-9
+    moments, still = gathered(moved, **options), gathered(blocks, **options)
+    for i in range(3):
+        for j in range(3):
+            found, expected = moments.overlap(i, j), still.overlap(i, j)
+            assert_allclose(correlations(found), correlations(expected), rtol=0, atol=error)
+    assert_allclose(
+        debiased_cka(moments.overlap(0, 2)), debiased_cka(still.overlap(0, 2)), atol=error
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"exact": True}, {"dtype": torch.float32}])
+def test_constant_and_duplicate_neurons_change_nothing(options):
+    blocks = layers()
+    constant = torch.full((1200, 1), 0.1, dtype=torch.float64)
+    wider = torch.cat([blocks[0], constant * 1e6, blocks[0][:, :3] * 7 + 2, constant * 0], 1)
+    moments = gathered([wider, *blocks], **options)
+    assert moments.side(0).rank == 8
+    atol = 1e-5 if options.get("dtype") == torch.float32 else 1e-12
+    for j in (2, 3):
+        found, expected = moments.overlap(0, j), moments.overlap(1, j)
+        assert_allclose(correlations(found), correlations(expected), rtol=0, atol=atol)
+        assert_allclose(found.x.loadings[:, 8], 0, atol=1e-14)
+    dead = gathered([constant.expand(-1, 4), blocks[0]], **options)
+    assert dead.side(0).rank == 0
+    assert np.isnan(dead.conditions[0])
+    assert dead.overlap(0, 1).whitened.shape == (0, 8)
+
+
+def test_layers_without_a_change_in_the_first_rows_are_not_constant():
+    late = layers(6000)
+    late[0][:4000] = 0.0
+    for found, expected in pairs_of(gathered(late), late):
+        check(found, expected, 1e-10)
+
+
+def test_directions_that_covariances_cannot_see_ask_for_a_second_pass():
+    blocks = layers()
+    near = torch.cat([blocks[0], blocks[0][:, :1] + 1e-8 * normal(1200, 1, seed=9)], 1)
+    moments = gathered([near, blocks[1], near.float()])
+    assert moments.side(0).rank == 8
+    assert needs_exact(moments) == [0]  # float32 holds no more than that
+    exact = gathered([near, blocks[1], near.float()], exact=True)
+    assert [exact.side(i).rank for i in range(3)] == [9, 13, 8]
+    assert exact.conditions[0] > 1e6
+    assert_allclose(
+        correlations(exact.overlap(0, 1)),
+        correlations(overlap(rows(near), rows(blocks[1]))),
+        rtol=0,
+        atol=1e-7,
+    )
+
+
+def test_fewer_examples_than_neurons_have_a_rank_of_one_less():
+    blocks = layers(12, (20, 5))
+    for options in ({}, {"exact": True}):
+        moments = gathered(blocks, **options)
+        assert [moments.side(i).rank for i in range(2)] == [11, 5]
+        assert needs_exact(moments) == []
+        for found, expected in pairs_of(moments, blocks):
+            check(found, expected, 1e-9)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_block_of_images_can_be_left_out(exact):
+    blocks = layers(630)
+    moments = gathered(blocks, batch=64, exact=exact, num_blocks=4, rows_per_image=9)
+    assert moments.block_sizes == (162, 162, 153, 153)
+    check(moments.overlap(0, 1), gathered(blocks, exact=exact).overlap(0, 1), 1e-12)
+    for left_out in range(4):
+        kept = torch.arange(630) // 9 % 4 != left_out
+        rest = [block[kept] for block in blocks]
+        for found, expected in pairs_of(moments.without(left_out), rest):
+            check(found, expected, 1e-12)
+    with pytest.raises(ValueError, match="no block 4 to leave out of 4"):
+        moments.without(4)
+    with pytest.raises(ValueError, match="no block 0 to leave out of 0; set num_blocks"):
+        moments.without(0).without(0)
+
+
+def test_a_neuron_that_lives_in_one_block_is_dead_without_it():
+    blocks = layers(600)
+    blocks[0][torch.arange(600) % 3 != 1, 2] = 5.0
+    moments = gathered(blocks, num_blocks=3)
+    assert [moments.side(0).rank, moments.without(0).side(0).rank] == [8, 8]
+    assert moments.without(1).side(0).rank == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"exact": True}, {"num_blocks": 3}])
+def test_memory_is_as_estimated_and_the_same_for_more_rows(options):
+    script = (
+        "import resource, torch\n"
+        "from landscape.maths.moments import Accumulator\n"
+        "torch.set_num_threads(1)\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "batch = [torch.randn(256, 200, generator=torch.Generator().manual_seed(0))] * 3\n"
+        "def run(num, blocks):\n"
+        f"    accumulator = Accumulator(**{options})\n"
+        "    for _ in range(num): accumulator.add(blocks)\n"
+        "    accumulator.finish().overlap(0, 1)\n"
+        "run(3, [part[:, :5] for part in batch])\n"
+        "before = peak(); run(100, batch); print(peak() - before)\n"
+        "run(300, batch); print(peak() - before)\n"
+    )
+    printed = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    few, many = (int(line) for line in printed.stdout.split())
+    assert many <= 1.1 * few
+    assert few / 3 < memory_bytes([200] * 3, **options) < 3 * few  # the allocator keeps some
+
+
+def test_input_is_left_alone():
+    blocks = layers()
+    copies = [block.clone() for block in blocks]
+    gathered([block.requires_grad_() for block in blocks])
+    for block, copy in zip(blocks, copies, strict=True):
+        assert_array_equal(block.detach(), copy)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": torch.float16}, "dtype must be torch.float64 or torch.float32"),
+        ({"dtype": torch.float32, "exact": True}, "exact moments are computed in float64"),
+        ({"num_blocks": 1}, "num_blocks must be 0 or at least 2"),
+        ({"rows_per_image": 0}, "rows_per_image at least 1"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Accumulator(**options)
+
+
+def test_activations_that_do_not_fit_are_refused():
+    x, y = layers(40, (3, 4))
+    for wrong in ([x, y[:39]], [x, y[:, :3]], [x], [x, y.to(torch.complex128)]):
+        accumulator = Accumulator()
+        accumulator.add([x, y])
+        with pytest.raises(ValueError, match=r"expected \[\(40, 3\), \(40, 4\)\], got"):
+            accumulator.add(wrong)
+    with pytest.raises(ValueError, match="same rows of every layer"):
+        Accumulator().add([x, y[:39]])
+    with pytest.raises(ValueError, match="flatten or average maps first"):
+        Accumulator().add([x.reshape(40, 3, 1)])
+    with pytest.raises(ValueError, match="at least two examples, got 1"):
+        gathered([x[:1]])
+    with pytest.raises(ValueError, match="at least two examples, got 0"):
+        Accumulator().finish()
+    with pytest.raises(ValueError, match="40 rows are no whole number of images of 7 rows"):
+        gathered([x], rows_per_image=7)
+    with pytest.raises(ValueError, match="fewer images than the 9 blocks"):
+        gathered([x], rows_per_image=8, num_blocks=9)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_named(value):
+    blocks = layers(5000)
+    blocks[1][4321, 2] = value
+    with pytest.raises(ValueError, match="layer 1 has .* not finite, .* 4096 to 4999"):
+        gathered(blocks)

@@ -193,6 +193,16 @@ class Moments:
         """Layer i alone."""
         return self._bases[i][0]
 
+    def is_resolved(self, i: int) -> bool:
+        """Whether the products kept all digits that layer i needs: see `needs_exact`."""
+        if self.exact:
+            return True
+        side, given = self.side(i), relative_cut(self.layout.dtypes[i])
+        if side.condition > CONDITIONS[self.dtype]:
+            return False
+        varying = int((self._covariance(i, i).diagonal().real > 0).sum())
+        return side.rank == min(varying, self.num - 1) or given >= CUTS[self.dtype]
+
     def overlap(self, i: int, j: int) -> Overlap:
         """What layers i and j share."""
         (x, of_x), (y, of_y) = self._bases[i], self._bases[j]
@@ -308,9 +318,7 @@ def needs_exact(moments: Moments) -> list[int]:
     also named if directions were cut which the activations, by their dtype, could hold: nothing
     tells whether these are copies of others or merely small. None for moments that are exact.
     """
-    if moments.exact:
-        return []
-    return [i for i in range(len(moments.layout.columns)) if not _is_resolved(moments, i)]
+    return [i for i in range(len(moments.layout.columns)) if not moments.is_resolved(i)]
 
 
 def memory_bytes(
@@ -481,11 +489,3 @@ def _complex(products: Tensor) -> Tensor:
     """X^H Y from the products of real and imaginary parts that alternate."""
     right = torch.complex(products[:, ::2].contiguous(), products[:, 1::2].contiguous())
     return right[::2] - 1j * right[1::2]
-
-
-def _is_resolved(moments: Moments, i: int) -> bool:
-    side = moments.side(i)
-    if side.condition > CONDITIONS[moments.dtype]:
-        return False
-    most = min(int((side.loadings.abs().amax(0) > 0).sum()), moments.num - 1)
-    return side.rank == most or relative_cut(moments.layout.dtypes[i]) >= CUTS[moments.dtype]
