@@ -82,7 +82,8 @@ def rbf_hsic(x: Activations, y: Activations, *, bandwidth: float, debiased: bool
     matrices = centred(x), centred(y, name="y")
     same_examples(*matrices)
     n = len(matrices[0])
-    scales = [-0.5 / bandwidth**2 / median_squared_distance(matrix) for matrix in matrices]
+    medians = [median_squared_distance(matrix) or float("nan") for matrix in matrices]
+    scales = [-0.5 / bandwidth**2 / median for median in medians]
     products = torch.zeros(3, dtype=torch.float64, device=matrices[0].device)
     traces = torch.zeros(2, dtype=torch.float64, device=matrices[0].device)
     sums: list[list[Tensor]] = [[], []]
@@ -171,8 +172,8 @@ def _dissimilarities(matrix: Tensor, kind: str) -> Tensor:
         products = rows @ rows.mH
         square = 1 - (products.real if products.is_complex() else products)
     elif kind in ("euclidean", "squared euclidean"):
-        shifted = matrix - matrix[0]  # so that an offset costs no digits
-        square = torch.cat(list(_squared_distances(shifted - shifted.mean(0))))
+        # an offset costs no digits after this, and ties of whole numbers stay ties
+        square = torch.cat(list(_squared_distances(matrix - matrix[0])))
         square = square.sqrt() if kind == "euclidean" else square
     else:
         raise ValueError(

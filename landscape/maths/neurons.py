@@ -75,7 +75,7 @@ def match_neurons(
 
 
 def correlation_matrix(x: Activations, y: Activations) -> Array:
-    """Pearson's correlations (d, e) of the neurons of x (n, d) and y (n, e); nan if one is constant.
+    """Pearson's correlations (d, e) of the neurons of x (n, d) and y (n, e); nan for constant ones.
 
     Raises `ValueError` for complex activations and as `overlap.rows`.
     """

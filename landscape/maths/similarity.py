@@ -138,9 +138,10 @@ def cka(
 def cka_of(shared: Overlap, *, debiased: bool = True) -> CKA:
     """Linear CKA: |X^H Y|^2 / (|X^H X| |Y^H Y|) of centred X and Y, or its debiased estimate.
 
-    The debiased one (Song et al. 2012) leaves out the products of an example with itself. It may be
-    negative, and nan where the criterion of a side with itself is not positive. Raises `ValueError`
-    for a debiased estimate from fewer than four examples.
+    The debiased one (Song et al. 2012) leaves out the products of an example with itself. Its mean
+    over all orders of the examples is exactly 0, so it may be negative; it is nan where the
+    criterion of a side with itself is not positive. Raises `ValueError` for a debiased estimate
+    from fewer than four examples.
     """
     n, x, y = shared.num, shared.x, shared.y
     _enough(n, debiased)
@@ -318,7 +319,9 @@ def _enough(num: int, debiased: bool) -> None:
 def _cka(found: Hsic, num: int, debiased: bool, kernel: str) -> CKA:
     value, reason, chance = cosine(found.cross, found.x, found.y), "", 0.0
     idle = [name for name, own in (("x", found.x), ("y", found.y)) if not own > 0]
-    if idle:
+    if np.isnan([found.x, found.y]).any():
+        reason = f"at least half of the distances of {' and '.join(idle)} are zero: no bandwidth"
+    elif idle:
         reason = (
             f"the independence criterion of {' and '.join(idle)} with itself is not positive: "
             "too few examples, or too few that vary"
