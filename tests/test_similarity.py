@@ -494,6 +494,8 @@ def test_a_side_that_does_not_vary_is_nan_with_a_reason(measure):
     assert np.isnan(cca(constant, y).mean_squared)
     assert np.isnan(cca(constant, y).mean_by_width)
     assert cca(y, y).reason == ""
+    assert np.isnan(cca(constant[:10], y[:10]).adjusted)  # where any y would be at chance 1
+    assert np.isnan(cka(y[:2], y[2:4], debiased=False).adjusted)
 
 
 def test_correlations_that_are_forced():

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import rankdata
@@ -16,7 +17,7 @@ from torch import Tensor
 from landscape.maths.overlap import Activations, as_matrix, centred, same_examples
 from landscape.maths.scores import RSA
 
-ENTRIES = 2**23  # of a block of rows of an n x n matrix: 64 MB
+ENTRIES = 2**24  # of a block of rows of an n x n matrix: 128 MB
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ def rbf_hsic(x: Activations, y: Activations, *, bandwidth: float, debiased: bool
 def median_squared_distance(matrix: Tensor) -> float:
     """The median of all n^2 squared distances between the rows of a matrix (n, d)."""
     total = len(matrix) ** 2
+    if total <= ENTRIES:
+        return float(np.median(next(_squared_distances(matrix)).cpu().numpy()))
     middle = {(total - 1) // 2, total // 2}
     found = [_order_statistic(lambda: _squared_distances(matrix), k) for k in middle]
     return sum(found) / len(found)

@@ -82,7 +82,7 @@ class CCA:
     @property
     def adjusted(self) -> float:
         """`mean_squared` on a scale on which chance is 0."""
-        return (self.mean_squared - self.chance) / (1 - self.chance)
+        return _above_chance(self.mean_squared, self.chance)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class CKA:
     @property
     def adjusted(self) -> float:
         """The value on a scale on which chance is 0."""
-        return (self.value - self.chance) / (1 - self.chance)
+        return _above_chance(self.value, self.chance)
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Regression:
     @property
     def adjusted(self) -> float:
         """The adjusted R^2, on a scale on which chance is 0."""
-        return (self.value - self.chance) / (1 - self.chance)
+        return _above_chance(self.value, self.chance)
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,11 @@ class Properties:
     y: frozenset[str]
     symmetric: bool = True
     metric: bool = False
+
+
+def _above_chance(value: float, chance: float) -> float:
+    """A value on a scale on which chance is 0 and 1 is 1; nan where chance alone is 1."""
+    return (value - chance) / (1 - chance) if chance < 1 else float("nan")
 
 
 def _mean(values: Array, weights: Array) -> float:

@@ -44,7 +44,7 @@ def cca_of(shared: Overlap) -> CCA:
     with ranks r and s of n examples, max(0, r + s - (n - 1)) are. Raises `ArithmeticError` if a
     correlation stands above one by more than `shared.tolerance`.
     """
-    return _canonical(shared, shared.whitened, "cca")
+    return _canonical("cca", shared, torch.linalg.svdvals(shared.whitened))
 
 
 def svcca(
@@ -78,7 +78,8 @@ def svcca_of(
         raise ValueError(f"num_directions must be at least 1, got {num_directions}")
     kept = [num_directions or _num_leading(side, threshold, mass) for side in (shared.x, shared.y)]
     left, right = shared.x.components[:, : kept[0]], shared.y.components[:, : kept[1]]
-    return _canonical(shared, left.mH @ shared.whitened @ right, "svcca")
+    values = torch.linalg.svdvals(left.mH @ shared.whitened @ right)
+    return _canonical("svcca", shared, values, left.shape[1], right.shape[1])
 
 
 def pwcca(x: Activations, y: Activations, *, weights: str = "x", rtol: float | None = None) -> CCA:
@@ -97,10 +98,10 @@ def pwcca_of(shared: Overlap, *, weights: str = "x") -> CCA:
     """
     if weights not in ("x", "y", "fewer", "both"):
         raise ValueError(f"weights must be 'x', 'y', 'fewer' or 'both', got {weights!r}")
-    found = _canonical(shared, shared.whitened, "pwcca")
+    left, values, right = torch.linalg.svd(shared.whitened, full_matrices=False)
+    found = _canonical("pwcca", shared, values)
     if found.reason:
         return replace(found, by_x=float("nan"), by_y=float("nan"))
-    left, _, right = torch.linalg.svd(shared.whitened, full_matrices=False)
     of = {
         "x": _shares(left.mH @ shared.x.loadings),
         "y": _shares(right @ shared.y.loadings),
@@ -140,8 +141,8 @@ def cka_of(shared: Overlap, *, debiased: bool = True) -> CKA:
 
     The debiased one (Song et al. 2012) leaves out the products of an example with itself. Its mean
     over all orders of the examples is exactly 0, so it may be negative; it is nan where the
-    criterion of a side with itself is not positive. Raises `ValueError` for a debiased estimate
-    from fewer than four examples.
+    criterion of a side with itself is not positive. (Of complex activations, it is unbiased but for
+    a term in 1 / n^2.) Raises `ValueError` for a debiased estimate from fewer than four examples.
     """
     n, x, y = shared.num, shared.x, shared.y
     _enough(n, debiased)
@@ -225,13 +226,20 @@ PROPERTIES: Mapping[Callable[..., Any], Properties] = MappingProxyType({
 """The properties of each measure with its default options."""
 
 
-def _canonical(shared: Overlap, products: Tensor, measure: str) -> CCA:
-    """The canonical correlations from the products of two orthonormal bases."""
-    rank_x, rank_y = products.shape
+def _canonical(
+    measure: str,
+    shared: Overlap,
+    values: Tensor,
+    rank_x: int | None = None,
+    rank_y: int | None = None,
+) -> CCA:
+    """What canonical correlations say, of the whole of both sides or of some directions."""
+    rank_x = shared.x.rank if rank_x is None else rank_x
+    rank_y = shared.y.rank if rank_y is None else rank_y
     reason = _why_nan(shared)
     if not reason:
         _refuse_forced(shared.num, rank_x, rank_y, measure)
-    correlations = _bounded(torch.linalg.svdvals(products), shared.tolerance)
+    correlations = _bounded(values, shared.tolerance)
     return CCA(
         correlations=correlations,
         weights=np.full(len(correlations), 1 / max(1, len(correlations))),
