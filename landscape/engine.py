@@ -44,6 +44,15 @@ def install(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         own[name].copy_(tensor)
 
 
+def with_state(
+    model: nn.Module, state: Mapping[str, Tensor], *, device: torch.device, dtype: torch.dtype
+) -> nn.Module:
+    """A private copy of a model, with the parameters and buffers of a state that matches it."""
+    (twin,) = replicate(model, 1, device=device, dtype=dtype, layout="contiguous")
+    install(twin, {name: state[name] for name in own_names(twin) if name in state})
+    return twin
+
+
 def own_names(model: nn.Module) -> Iterator[str]:
     """Names of the parameters (tied ones once) and of all buffers."""
     return (name for name, _ in itertools.chain(model.named_parameters(), model.named_buffers()))

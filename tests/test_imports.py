@@ -40,8 +40,11 @@ MAY_IMPORT = {
     "symmetries": {"engine", "maths", "states", "tracing"},
     "tracing": {"maths", "states"},
     "descent": {"engine", "examples", "states", "task"},
+    "activations": {"engine", "examples", "states", "task"},
+    "products": {"engine", "examples", "states", "task"},
+    "example_gradients": {"engine", "states", "task"},
     "analyses": {
-        "descent", "engine", "evaluation", "examples", "execution", "families", "maths", "results",
+        "activations", "descent", "example_gradients", "products", "engine", "evaluation", "examples", "execution", "families", "maths", "results",
         "states", "symmetries", "task",
     },
     "experiments": {"task", "states", "checkpoints", "datasets", "maths"},
