@@ -19,6 +19,7 @@ from torch import Tensor
 from landscape.maths.overlap import Overlap, Side, relative_cut, side_of
 
 TILE = 256  # columns of a product at a time: half of it is never computed
+FIRST = 512  # rows whose mean is the shift
 CUTS = {torch.float64: 2.0**-20, torch.float32: 3e-3}  # as for activations in float32
 CONDITIONS = {torch.float64: 1e5, torch.float32: 1e2}  # above these too much is lost
 
@@ -211,7 +212,7 @@ class Moments:
             whitened = torch.eye(x.rank, dtype=x.loadings.dtype, device=x.loadings.device)
         else:
             whitened = of_x.mH @ of_y if self.exact else of_x.mH @ cross @ of_y
-        squares = cross.abs().square().sum()
+        squares = torch.linalg.vector_norm(cross).square()
         tolerance = self._tolerance(x.condition, y.condition)
         return Overlap(x, y, whitened, squares, self._squared_rows[i, j], tolerance)
 
@@ -281,7 +282,7 @@ class Moments:
             kept, vectors = squares[first:].flip(0).sqrt(), vectors[:, first:].flip(1)
             basis = vectors / kept / spread[:, None]
             loadings = (vectors * kept).mH * spread
-        squared = covariance.abs().square().sum()
+        squared = torch.linalg.vector_norm(covariance).square()
         return side_of(self.num, loadings, kept, squared, self._squared_rows[i, i]), basis
 
     def _tolerance(self, *conditions: float) -> float:
@@ -370,7 +371,7 @@ class _Layout:
     def set_scale(self, rows: Tensor) -> None:
         """Take shift and scale from the first rows."""
         last = len(self.columns)
-        values = rows[:, 1:-last]
+        values = rows[:FIRST, 1:-last]
         shift = values[0] + (values - values[0]).mean(0)  # a constant exactly
         values = values - shift
         lengths = values.square() @ self.weights

@@ -7,6 +7,7 @@ were summed over batches (`maths/moments.py`). Arithmetic is in float64 (complex
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,20 +22,35 @@ Activations = Tensor | NDArray[Any]
 class Side:
     """One set of centred activations X (n, d) with the basis Q (n, rank) of its columns.
 
-    `loadings` (rank, d) are Q^H X. `values` are the singular values of X, largest first, and
-    `components` (rank, number of values) the left singular vectors of the loadings: the principal
-    directions in the basis. `condition` is the ratio of the largest to the smallest kept singular
-    value after each neuron was scaled to unit variance. `squared_gram` is the squared norm of
-    X^H X, and `squared_rows` the sum over the examples of the fourth power of the length of a row.
+    `loadings` (rank, d) are Q^H X. `condition` is the ratio of the largest to the smallest kept
+    singular value after each neuron was scaled to unit variance. `squared_gram` is the squared norm
+    of X^H X, and `squared_rows` the sum over the examples of the fourth power of the length of a
+    row.
     """
 
     num: int
     loadings: Tensor
-    components: Tensor
-    values: Tensor
     condition: float
     squared_gram: Tensor
     squared_rows: Tensor
+
+    @cached_property
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        """The components and the values."""
+        components, values, _ = torch.linalg.svd(self.loadings, full_matrices=False)
+        return components, values
+
+    @property
+    def components(self) -> Tensor:
+        """The left singular vectors (rank, number of values) of the loadings: the principal
+        directions in the basis.
+        """
+        return self.spectrum[0]
+
+    @property
+    def values(self) -> Tensor:
+        """The singular values of X, largest first."""
+        return self.spectrum[1]
 
     @property
     def rank(self) -> int:
@@ -117,9 +133,8 @@ def side_of(
     num: int, loadings: Tensor, kept: Tensor, squared_gram: Tensor, squared_rows: Tensor
 ) -> Side:
     """A side from its loadings and the kept singular values of the scaled activations."""
-    components, values, _ = torch.linalg.svd(loadings, full_matrices=False)
     condition = float(kept[0] / kept[-1]) if len(kept) else float("nan")
-    return Side(num, loadings, components, values, condition, squared_gram, squared_rows)
+    return Side(num, loadings, condition, squared_gram, squared_rows)
 
 
 def centred(activations: Activations, *, name: str = "x") -> Tensor:
