@@ -14,6 +14,8 @@ from landscape.analyses.interpolation import barrier
 
 KINDS = ("chord", "mean", "max")
 LENGTHS = ("distance", "length", "length_ratio")
+QUALITY = ("rank", "other_rank", "condition", "other_condition", "num_forced")
+NEAR = 0.9  # the similarity to its final state at which a layer counts as near it
 
 
 def barrier_table(result: xr.Dataset) -> str:
@@ -75,6 +77,37 @@ def basin_table(result: xr.Dataset) -> str:
     return table(rows) + f"\none basin: barriers in {measure} of at most {threshold:g}"
 
 
+def layers_table(result: xr.Dataset) -> str:
+    """How similar each layer is to what it was compared with, by every measure.
+
+    Between networks: to the layer of its name (to the most similar one where no names agree), with
+    standard error and chance level, the ranks and condition numbers of both, and how many
+    correlations are forced to 1. To the final state: the similarity at the first step, and the step
+    from which on it stays at 0.9 or more (of several runs the median, lowest and highest). Between
+    steps or networks: mean, lowest and highest over all pairs. Per-frequency values are averaged.
+
+    Raises `ValueError` for a result that has no similarities of layers.
+    """
+    dims = {str(dim) for dim in result.dims}
+    if {"layer", "other_layer"} <= dims:
+        return _between_layers(result)
+    if {"layer", "step"} <= dims and "other_step" not in dims:
+        return _convergence(result)
+    other = next((dim for dim in ("step", "run") if {"layer", dim, f"other_{dim}"} <= dims), None)
+    if other is None:
+        raise ValueError(
+            "similarities of layers are over layer and other_layer, step, step and other_step, or "
+            f"run and other_run; this result has {', '.join(sorted(dims)) or 'no dimensions'}"
+        )
+    names = _similarities(result, ("layer", other, f"other_{other}"))
+    rows = [["layer", *names]]
+    apart = result[other] != result[f"other_{other}"]
+    for layer in result["layer"].values:
+        pairs = (_average(result, name).sel(layer=layer).where(apart) for name in names)
+        rows.append([str(layer), *map(_spread, pairs)])
+    return table(rows) + f"\nmean [lowest, highest] over pairs of {other}s"
+
+
 def result_text(result: xr.Dataset) -> str:
     """What is in a result and how it was made."""
     attrs = result.attrs
@@ -111,6 +144,99 @@ def table(rows: Sequence[Sequence[str]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
+
+
+def _between_layers(result: xr.Dataset) -> str:
+    """A row for each layer and the one that it is compared with."""
+    names = _similarities(result, ("layer", "other_layer"))
+    pairs = _pairs(result, names[0])
+    same = all(layer == other for layer, other in pairs)
+    beside = [name for name in QUALITY if name in result]
+    titles = [title for name in names for title in _titles(result, name)]
+    words = [name.replace("num_", "").replace("_", " ") for name in beside]
+    rows = [["layer", *["other layer"] * (not same), *titles, *words]]
+    for layer, other in pairs:
+        one = result.sel(layer=layer, other_layer=other)
+        cells = [cell for name in names for cell in _similarity(one, name)]
+        quality = [f"{float(one[name].mean()):.4g}" for name in beside]
+        rows.append([str(layer), *[str(other)] * (not same), *cells, *quality])
+    return table(rows)
+
+
+def _pairs(result: xr.Dataset, name: str) -> list[tuple[Any, Any]]:
+    """Layers of one name; if there are none, each with the most similar one by a measure."""
+    layers, others = result["layer"].values.tolist(), result["other_layer"].values.tolist()
+    if shared := [layer for layer in layers if layer in others]:
+        return [(layer, layer) for layer in shared]
+    values = _average(result, name).transpose("layer", "other_layer").fillna(-np.inf)
+    return [(layer, others[k]) for layer, k in zip(layers, values.values.argmax(1), strict=True)]
+
+
+def _convergence(result: xr.Dataset) -> str:
+    """A row for each layer: where it starts, and when it stays near its final state."""
+    names = _similarities(result, ("layer", "step"))
+    result = result.sortby("step")
+    first = f"{result['step'].values[0]:g}"
+    near = f"stays >= {NEAR:g} from step"
+    titles = [text for name in names for text in (f"{name} at step {first}", near)]
+    rows = [["layer", *titles]]
+    for layer in result["layer"].values:
+        cells = [str(layer)]
+        for name in names:
+            values = _average(result, name).sel(layer=layer)
+            cells += [_spread(values.isel(step=0)), _reached(values)]
+        rows.append(cells)
+    return table(rows)
+
+
+def _reached(values: xr.DataArray) -> str:
+    """The first step from which on a similarity stays near the final state, over all runs."""
+    steps = values["step"].values
+    runs = values.transpose(..., "step").values.reshape(-1, len(steps))
+    kept = np.logical_and.accumulate(runs[:, ::-1] >= NEAR, axis=1)[:, ::-1]
+    found = np.sort([steps[row.argmax()] if row.any() else np.inf for row in kept])
+    texts = ["never" if np.isinf(one) else f"{one:g}" for one in found]
+    middle = texts[(len(texts) - 1) // 2]
+    return middle if len(set(texts)) == 1 else f"{middle} [{texts[0]}, {texts[-1]}]"
+
+
+def _similarities(result: xr.Dataset, dims: Sequence[str]) -> list[str]:
+    """The measures of similarity along dimensions, without what stands beside them."""
+    names = [
+        str(name)
+        for name, one in result.data_vars.items()
+        if set(dims) <= set(one.dims) and one.dtype.kind == "f" and "direction" not in one.dims
+        and not (name in QUALITY or str(name).endswith(("_stderr", "_chance", "_threshold")))
+    ]  # fmt: skip
+    if not names:
+        raise ValueError(f"the result has no similarities over {', '.join(dims)}")
+    return names
+
+
+def _titles(result: xr.Dataset, name: str) -> list[str]:
+    return [name, *["chance"] * (f"{name}_chance" in result)]
+
+
+def _similarity(one: xr.Dataset, name: str) -> list[str]:
+    """A value with its standard error, and the chance level if there is one."""
+    text = f"{float(_average(one, name)):.4f}"
+    if f"{name}_stderr" in one and "frequency" not in one[name].dims:
+        text += f" ± {float(one[f'{name}_stderr']):.4f}"
+    chance = f"{name}_chance"
+    return [text, *[f"{float(_average(one, chance)):.4f}" for _ in range(chance in one)]]
+
+
+def _average(result: xr.Dataset, name: str) -> xr.DataArray:
+    """A measure, averaged over frequency if it varies along it."""
+    return result[name].mean([dim for dim in result[name].dims if dim == "frequency"])
+
+
+def _spread(values: xr.DataArray) -> str:
+    """A single value, or the mean, the lowest and the highest of several."""
+    if values.size == 1:
+        return f"{values.item():.4f}"
+    mean, low, high = (float(one) for one in (values.mean(), values.min(), values.max()))
+    return f"{mean:.4f} [{low:.4f}, {high:.4f}]"
 
 
 def _end(point: xr.Dataset, measure: str) -> str:

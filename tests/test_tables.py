@@ -1,7 +1,8 @@
 import numpy as np
+import pytest
 
 from landscape.results import dataset
-from landscape.tables import barrier_table, mapping_text, result_text, table
+from landscape.tables import barrier_table, layers_table, mapping_text, result_text, table
 
 
 def line():
@@ -47,3 +48,94 @@ def test_what_is_in_a_result():
 def test_columns_are_of_equal_width():
     assert table([["a", "bb"], ["ccc", "d"]]) == "a    bb\nccc  d"
     assert mapping_text({"key": 1}) == "key  1"
+
+
+def told(result):
+    return [" ".join(row.split()) for row in layers_table(result).split("\n")]
+
+
+def between_layers(others=("conv", "fc")):
+    dims = ("layer", "other_layer")
+    variables = {
+        "cca": (dims, [[0.5, 0.25], [0.125, 0.75]]),
+        "cca_stderr": (dims, [[0.01, 0.0], [0.0, 0.02]]),
+        "cca_chance": (dims, [[0.1, 0.0], [0.0, 0.2]]),
+        "cka": (dims, [[-0.01, 0.0], [0.0, np.nan]]),
+        "correlations": ((*dims, "direction"), np.ones((2, 2, 3))),
+        "rank": ("layer", [3.0, 4]),
+        "other_rank": ("other_layer", [5.0, 6]),
+        "condition": ("layer", [120.5, 1e7]),
+        "num_forced": (dims, [[0, 9], [9, 2]]),
+    }
+    coords = {"layer": ["conv", "fc"], "other_layer": list(others)}
+    return dataset(variables, coords, analysis="layers", title="")
+
+
+def test_the_table_of_layers_pairs_them_by_name():
+    assert told(between_layers()) == [
+        "layer cca chance cka rank other rank condition forced",
+        "conv 0.5000 ± 0.0100 0.1000 -0.0100 3 5 120.5 0",
+        "fc 0.7500 ± 0.0200 0.2000 nan 4 6 1e+07 2",
+    ]
+    assert told(between_layers(["fc", "head"]))[1:] == [
+        "fc 0.1250 ± 0.0000 0.0000 0.0000 4 5 1e+07 9"
+    ]
+
+
+def test_layers_without_a_namesake_stand_beside_the_most_similar():
+    rows = told(between_layers(["a", "b"]))
+    assert rows[0].startswith("layer other layer cca")
+    assert rows[1].startswith("conv a 0.5000")
+    assert rows[2].startswith("fc b 0.7500")
+
+
+def test_frequencies_are_averaged_in_the_table():
+    dims = ("layer", "other_layer", "frequency")
+    found = {"cca": (dims, [[[0.2, 0.6]]]), "cca_stderr": (dims, [[[0.1, 0.1]]])}
+    result = dataset(found, {"layer": ["a"], "other_layer": ["a"]}, analysis="layers", title="")
+    assert told(result) == ["layer cca", "a 0.4000"]
+
+
+def test_the_table_of_convergence_says_from_when_on_a_layer_stays_near_its_end():
+    values = np.array([[0.1, 0.95, 0.2], [0.9, 0.8, 0.3], [0.95, 0.92, 0.5], [1, 1, 0.6]])
+    coords = {"step": [0, 10, 20, 30], "layer": ["conv", "fc", "head"]}
+    result = dataset(
+        {"cka": (("step", "layer"), values)}, coords, analysis="layer convergence", title=""
+    )
+    rows = [
+        "layer cka at step 0 stays >= 0.9 from step",
+        "conv 0.1000 10",
+        "fc 0.9500 20",  # left again after step 0
+        "head 0.2000 never",
+    ]
+    assert told(result) == rows
+    assert told(result.isel(step=[2, 0, 3, 1])) == rows
+
+
+def test_convergence_of_several_runs_has_its_median_and_range():
+    values = np.array([[0.1, 0.9, 1], [0.2, 0.3, 1], [0.3, 0.4, 0.5]])[:, :, None]
+    coords = {"run": ["a", "b", "c"], "step": [0, 10, 20], "layer": ["conv"]}
+    result = dataset(
+        {"cka": (("run", "step", "layer"), values)}, coords, analysis="layer convergence", title=""
+    )
+    assert told(result)[1] == "conv 0.2000 [0.1000, 0.3000] 20 [10, never]"
+
+
+@pytest.mark.parametrize("dim", ["step", "run"])
+def test_the_table_of_pairs_leaves_out_each_with_itself(dim):
+    values = np.array([[[1, 0.2, 0.4], [0.2, 1, 0.9], [0.4, 0.9, 1]]])
+    coords = {"layer": ["conv"], dim: [0, 1, 2], f"other_{dim}": [0, 1, 2]}
+    found = {"cka": (("layer", dim, f"other_{dim}"), values)}
+    rows = told(dataset(found, coords, analysis=f"layer {dim}s", title=""))
+    assert rows == [
+        "layer cka",
+        "conv 0.5000 [0.2000, 0.9000]",
+        f"mean [lowest, highest] over pairs of {dim}s",
+    ]
+
+
+def test_what_has_no_table_of_layers():
+    with pytest.raises(ValueError, match="over layer and other_layer, step.*this result has split"):
+        layers_table(line())
+    with pytest.raises(ValueError, match="has no similarities over layer, other_layer"):
+        layers_table(between_layers()[["num_forced"]])

@@ -7,6 +7,7 @@ bytes; `write_vts` and `write_html` are for viewers in three dimensions. The sty
 
 from landscape.plots.export import write_html, write_vts
 from landscape.plots.figures import WIDTHS, figure, paper_style, save_figure
+from landscape.plots.layers import convergence, frequencies, similarity, spectra
 from landscape.plots.levels import colour_bar, levels_for
 from landscape.plots.lines import lines
 from landscape.plots.matrices import heatmap, matrix
@@ -15,6 +16,7 @@ from landscape.plots.steps import instability
 from landscape.plots.surfaces import contours, surface3d
 
 __all__ = [
-    "WIDTHS", "colour_bar", "contours", "figure", "heatmap", "instability", "levels_for", "lines",
-    "matrix", "paper_style", "path", "save_figure", "surface3d", "write_html", "write_vts",
+    "WIDTHS", "colour_bar", "contours", "convergence", "figure", "frequencies", "heatmap",
+    "instability", "levels_for", "lines", "matrix", "paper_style", "path", "save_figure",
+    "similarity", "spectra", "surface3d", "write_html", "write_vts",
 ]  # fmt: skip

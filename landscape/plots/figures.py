@@ -11,8 +11,8 @@ import matplotlib as mpl
 import xarray as xr
 from matplotlib.figure import Figure
 
-from landscape.plots import panels
-from landscape.plots.parts import measures, replacing
+from landscape.plots import layer_panels, panels
+from landscape.plots.parts import measures, replacing, similarities
 
 STYLE = Path(__file__).with_name("paper.mplstyle")
 
@@ -45,7 +45,8 @@ def figure(
     Along t, state or one axis of a surface: a panel of lines for each measure. Over a plane, a
     matrix of runs, or layers and t: a panel for each measure (rows) and split (columns), the same
     levels along a row; a volume has three slices as columns. Instability: a panel for each measure.
-    A trajectory without a surface: its path.
+    A trajectory without a surface: its path. Similarities of layers: heat maps between layers, with
+    spectra; panels by layer between steps or networks; lines to the final state.
 
     `y`: the measures to draw, all by default. `venue`: a key of `WIDTHS`. `style`: a matplotlib
     style or style file instead of the package's own. `kind`: `"3d"` draws a plane as surfaces in
@@ -105,6 +106,9 @@ def _suited(result: xr.Dataset, kind: str | None) -> tuple[panels.Draw, list[str
         ("3d", panels.surfaces, measures(result, ("x", "y")) if "z" not in dims else []),
         ("tsne", partial(panels.trajectory, view="tsne"), ["tsne"] * ("tsne_x" in result)),
         (None, panels.instabilities, _unstable(result)),
+        (None, layer_panels.similar, _between_layers(result)),
+        (None, layer_panels.by_layer, _over_pairs(result)),
+        (None, layer_panels.converging, similarities(result, ("step", "layer"))),
         (None, panels.matrices, measures(result, ("run", "other_run"))),
         (None, panels.slices, measures(result, ("x", "y", "z"))),
         (None, panels.planes, measures(result, ("x", "y"))),
@@ -120,7 +124,7 @@ def _suited(result: xr.Dataset, kind: str | None) -> tuple[panels.Draw, list[str
     what = "plot" if kind is None else f"plot of kind {kind!r}"
     known = {
         None: "results along t, state or x, over x and y (and z), over layer and t, matrices over "
-        "run and other_run, instability by branch step, trajectories",
+        "run and other_run, instability by branch step, trajectories, similarities of layers",
         "3d": "surfaces over x and y",
         "tsne": "trajectories with tsne_x and tsne_y",
     }[kind]
@@ -141,3 +145,19 @@ def _unstable(result: xr.Dataset) -> list[str]:
     """The measures whose instability a result holds."""
     names = map(str, result.data_vars)
     return [n.removesuffix("_instability") for n in names if n.endswith("_instability")]
+
+
+def _between_layers(result: xr.Dataset) -> list[str]:
+    """The similarities between all pairs of layers, and the correlations of those with one name."""
+    names = similarities(result, ("layer", "other_layer"))
+    shared = "other_layer" in result and result["layer"].isin(result["other_layer"]).any()
+    spectra = "correlations" in result and bool(shared)
+    return [*names, *["correlations"] * spectra]
+
+
+def _over_pairs(result: xr.Dataset) -> list[str]:
+    """The similarities between steps, or between networks, of one or more layers."""
+    if "other_step" in result.dims:
+        return similarities(result, ("step", "other_step"))
+    networks = "layer" in result.dims or result.attrs.get("analysis") == "layer networks"
+    return similarities(result, ("run", "other_run")) if networks else []
