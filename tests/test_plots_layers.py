@@ -359,6 +359,13 @@ def test_the_figure_of_layers_ends_with_their_spectra():
     assert len(alone.lines) == 3
 
 
+def test_the_colour_bar_of_spectra_names_the_layers_that_are_drawn():
+    result = correlated().assign_coords(other_layer=["stem1", "stem2", "other"])
+    *_, ax = plots.figure(result).axes
+    assert len(ax.lines) == 2
+    assert texts(ax.child_axes[0].get_yticklabels()) == ["stem2", "stem1"]
+
+
 # --- files and errors -----------------------------------------------------------------------------
 
 ALL = {

@@ -40,19 +40,16 @@ def similar(result: xr.Dataset, names: list[str], width: float) -> Figure:
             drawn.append((frequencies, {"y": name}))
     fig, grid = grid_of(len(drawn), 1, width, 1.0, 0.0)
     panels = grid[:, 0].tolist()
+    cells = []
     for (draw, options), ax in zip(drawn, panels, strict=True):
-        draw(result, ax, bar=False, **options)
         if draw is spectra:
-            ax.set_box_aspect(1)
-            depth_bar(ax, result["layer"].values)
-        else:
-            one = result if draw is frequencies else over_frequency(result, options["y"])
-            similarity_bar(ax, label(one, options["y"]))
-    _finish(
-        fig,
-        panels,
-        [ax for (draw, _), ax in zip(drawn, panels, strict=True) if draw is not spectra],
-    )
+            spectra(result, ax).set_box_aspect(1)
+            continue
+        draw(result, ax, bar=False, **options)
+        one = result if draw is frequencies else over_frequency(result, options["y"])
+        similarity_bar(ax, label(one, options["y"]))
+        cells.append(ax)
+    _finish(fig, panels, cells)
     return fig
 
 
