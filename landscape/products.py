@@ -275,8 +275,13 @@ def _batches(mean: MeanLoss) -> Iterator[tuple[Any, Any, int]]:
     """Inputs, targets and the number of the first example of each batch."""
     first = 0
     for inputs, targets in mean.examples.batches(mean.batch_size):
-        yield inputs, targets, first
+        yield map_tensors(_normal, inputs), map_tensors(_normal, targets), first
         first += len(tensors_in(targets)[0])
+
+
+def _normal(tensor: Tensor) -> Tensor:
+    """A tensor that autograd may save, though it was made in inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _outputs(mean: MeanLoss, inputs: Any) -> Tensor:
