@@ -101,7 +101,7 @@ def mean_loss(
     if not names:
         raise ValueError("no parameter is left: all have requires_grad=False, or `names` is empty")
     state = match(loaded(state), task.model)
-    with _differentiable():
+    with _differentiable(task.model):
         (model,) = replicate(task.model, 1, device=where, dtype=dtype, layout="contiguous")
         install(model, {name: state[name] for name in own_names(model) if name in state})
         for name, parameter in model.named_parameters():
@@ -121,7 +121,7 @@ def gradient(mean: MeanLoss) -> tuple[float, Tensor]:
     not one value per example or cannot be differentiated.
     """
     value = 0.0
-    with _differentiable():
+    with _differentiable(mean.model):
         total = torch.zeros(mean.size, dtype=torch.float64, device=mean.device)
         for inputs, targets, first in _batches(mean):
             losses = _losses(mean, _outputs(mean, inputs), targets, first)
@@ -182,7 +182,7 @@ def _summed(mean: MeanLoss, curvature: Curvature, keep: bool | None) -> Product:
                 f"{tuple(vectors.shape)}"
             )
         like = dict(zip(mean.names, mean.parameters, strict=True))
-        with _differentiable():
+        with _differentiable(mean.model):
             directions = vectors.detach().reshape(mean.size, -1).T.clone()
             directions = directions.to(mean.device, mean.dtype).contiguous()
             total = torch.zeros(directions.shape, dtype=torch.float64, device=mean.device)
@@ -399,8 +399,10 @@ def _counted() -> Iterator[dict[int, int]]:
 
 
 @contextmanager
-def _differentiable() -> Iterator[None]:
+def _differentiable(model: nn.Module) -> Iterator[None]:
     """Exact arithmetic with gradients, and with operations that can be differentiated twice."""
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    enabled = torch.backends.cudnn.enabled
     with (
         exact_arithmetic(),
         random_state_kept(),
@@ -408,4 +410,8 @@ def _differentiable() -> Iterator[None]:
         torch.enable_grad(),
         sdpa_kernel([SDPBackend.MATH]),
     ):
-        yield
+        try:  # cuDNN has no gradient of recurrent layers in evaluation mode, nor a second one
+            torch.backends.cudnn.enabled = enabled and not recurrent
+            yield
+        finally:
+            torch.backends.cudnn.enabled = enabled

@@ -365,6 +365,18 @@ def test_nothing_of_the_user_is_changed():
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
+@pytest.mark.parametrize("name", ["recurrent", "residual"])
+def test_recurrent_layers_alone_do_without_cudnn(name, monkeypatch):
+    task, (state, _) = CASES[name].task(), CASES[name].states()
+    seen = []
+    inner = products._outputs
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(products, "_outputs", lambda *a: seen.append(cudnn.enabled) or inner(*a))
+    gradient(mean_loss(task, state, **OPTIONS))
+    assert set(seen) == {name != "recurrent"}
+    assert cudnn.enabled
+
+
 class Rounded(nn.Linear):
     def forward(self, x):
         return super().forward(x).argmax(1).to(x.dtype)
