@@ -24,8 +24,9 @@ class Backward:
     """What came of pulling k cotangents of b examples back, by name of the parameter.
 
     `norms`: squared norms of the gradients, (k, b) in float64. `diagonal` and `mean`: the weighted
-    sums over k and b of the squared gradients and of the gradients themselves, in float64; empty if
-    not wanted. `outputs`: those of the model, (b, ...).
+    sums over k and b of the squared gradients and of the gradients themselves, empty if not wanted.
+    They are in the dtype of the model: add those of many batches up in float64. `outputs`: those of
+    the model, (b, ...).
     """
 
     norms: dict[str, Tensor]
@@ -85,8 +86,8 @@ def example_gradients(
     parts = tape.parts.items()
     return Backward(
         {name: part.norms for name, part in parts},
-        {name: part.diagonal.double() for name, part in parts if part.diagonal is not None},
-        {name: part.mean.double() for name, part in parts if part.mean is not None},
+        {name: part.diagonal for name, part in parts if part.diagonal is not None},
+        {name: part.mean for name, part in parts if part.mean is not None},
         outputs.detach(),
     )
 
@@ -148,13 +149,14 @@ def _checked_cotangents(cotangents: Tensor, outputs: Tensor) -> Tensor:
 class _Tape:
     """The state of a pass: where graphs begin, what ran, and the parts to fill.
 
-    `now` are the cotangents that are going back.
+    `now` are the cotangents that are going back, `stacked` by `vmap` or one by one.
     """
 
     anchor: Tensor
     ran: set[str] = field(default_factory=set)
     parts: dict[str, Part] = field(default_factory=dict)
     now: slice = field(default_factory=lambda: slice(None))
+    stacked: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,7 +241,10 @@ class _Taken(Function):
 
 
 def _hook(noted: _Noted, gradients: Tensor) -> None:
-    _Taken.apply(gradients, noted)
+    if noted.tape.stacked:
+        _Taken.apply(gradients, noted)
+    else:
+        _take(noted, gradients[None])
 
 
 def _take(noted: _Noted, gradients: Tensor) -> None:
@@ -265,7 +270,8 @@ def _pull_back(outputs: Tensor, cotangents: Tensor, tape: _Tape, *, stacked: boo
         torch.autograd.grad(outputs, [tape.anchor], cotangent, retain_graph=keep, allow_unused=True)
         return cotangent
 
-    if stacked and last:
+    tape.stacked = stacked and last > 0
+    if tape.stacked:
         with quiet_vmap():
             vmap(pull)(cotangents)
         return

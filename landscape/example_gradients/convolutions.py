@@ -74,29 +74,27 @@ def _weight(
     positions, kernel = math.prod(places), math.prod(geometry.kernel)
     windows = images.shape[1] * kernel * positions
     weight = k * channels * (images.shape[1] // geometry.groups) * kernel
+    gram = 2 * k * geometry.groups * positions**2
     size = images.element_size()
 
     def gather(pieces: Pieces, rows: slice, part: Part) -> None:
-        padded = _padded(images[rows], geometry)
-        for index, gradients in pieces(padded, outputs[:, rows], geometry):
+        for index, gradients in pieces(images[rows], outputs[:, rows], geometry):
             part.add(gradients, rows, index)
+
+    def gather_norms(rows: slice, part: Part) -> None:
+        columns = _windows(_padded(images[rows], geometry), places, geometry)
+        columns = columns.unflatten(1, (geometry.groups, -1)).flatten(2, -1 - len(places))
+        ours = outputs[:, rows].unflatten(2, (geometry.groups, -1))
+        part.norms[:, rows] += gram_norms(ours.flatten(4), columns.flatten(3))
 
     ways = {"unfold": Way(partial(gather, _unfolded), size * max(windows, weight))}
     if kernel > 1:
         shifts = windows // geometry.kernel[0] * geometry.stride[0]
         ways["shift"] = Way(partial(gather, _shifted), size * max(shifts, weight))
-        if k == 1:
-            ways["grouped"] = Way(partial(gather, _grouped), size * max(images[0].numel(), weight))
-    gram = 2 * k * geometry.groups * positions**2
+    if kernel > 1 and k == 1 and places == _all_places(images, geometry):
+        ways["grouped"] = Way(partial(gather, _grouped), size * max(images[0].numel(), weight))
     if part.only_norms and gram < 2 * weight:
-
-        def norms(rows: slice, part: Part) -> None:
-            columns = _windows(_padded(images[rows], geometry), places, geometry)
-            columns = columns.unflatten(1, (geometry.groups, -1)).flatten(2, -1 - len(places))
-            rows_of = outputs[:, rows].unflatten(2, (geometry.groups, -1))
-            part.norms[:, rows] += gram_norms(rows_of.flatten(4), columns.flatten(3))
-
-        ways["gram"] = Way(norms, size * max(windows, gram))
+        ways["gram"] = Way(gather_norms, size * max(windows, gram))
     shapes = (*images.shape[1:], k, *outputs.shape[2:])
     key = (geometry, shapes, str(images.dtype), images.device.type, part.only_norms)
     gather_fastest(ways, part, key, choices)
@@ -118,6 +116,18 @@ def _padded(images: Tensor, geometry: Geometry) -> Tensor:
     if any(geometry.padding):
         images = F.pad(images, geometry.padding, geometry.mode)
     return images.contiguous()
+
+
+def _all_places(images: Tensor, geometry: Geometry) -> list[int]:
+    """How many windows there are along each dimension."""
+    pads = [a + b for a, b in zip(geometry.padding[::2], geometry.padding[1::2], strict=True)]
+    sides = zip(images.shape[2:], reversed(pads), strict=True)
+    return [
+        (length + pad - d * (kernel - 1) - 1) // s + 1
+        for (length, pad), kernel, s, d in zip(
+            sides, geometry.kernel, geometry.stride, geometry.dilation, strict=True
+        )
+    ]
 
 
 def _windows(padded: Tensor, places: Sequence[int], geometry: Geometry) -> Tensor:
@@ -145,24 +155,25 @@ def _gradients(products: Tensor, outputs: Tensor, groups: int) -> Tensor:
 
 
 def _unfolded(
-    padded: Tensor, outputs: Tensor, geometry: Geometry
+    images: Tensor, outputs: Tensor, geometry: Geometry
 ) -> Iterator[tuple[object, Tensor]]:
     """All windows copied, then one product for each example."""
     places = outputs.shape[3:]
-    windows = _windows(padded, places, geometry)
-    columns = windows.reshape(len(padded) * geometry.groups, -1, math.prod(places))
+    windows = _windows(_padded(images, geometry), places, geometry)
+    columns = windows.reshape(len(images) * geometry.groups, -1, math.prod(places))
     products = torch.bmm(_rows(outputs, geometry.groups), columns.transpose(1, 2))
     yield ..., _gradients(products, outputs, geometry.groups)
 
 
 def _shifted(
-    padded: Tensor, outputs: Tensor, geometry: Geometry
+    images: Tensor, outputs: Tensor, geometry: Geometry
 ) -> Iterator[tuple[object, Tensor]]:
     """Windows copied along all dimensions but the first, whose shifts are views of the copy.
 
     With a stride, rows are sorted by their remainder, so that those of a shift lie together.
     """
     stride, dilation, groups = geometry.stride[0], geometry.dilation[0], geometry.groups
+    padded = _padded(images, geometry)
     n, channels, length = padded.shape[:3]
     if length % stride:
         padding = [0] * (2 * (padded.ndim - 3)) + [0, stride - length % stride]
@@ -185,18 +196,21 @@ def _shifted(
 
 
 def _grouped(
-    padded: Tensor, outputs: Tensor, geometry: Geometry
+    images: Tensor, outputs: Tensor, geometry: Geometry
 ) -> Iterator[tuple[object, Tensor]]:
     """The weight gradient of one convolution that has a group for each example."""
-    n, channels = padded.shape[:2]
-    groups, dims = n * geometry.groups, len(geometry.kernel)
-    weight = padded.new_empty(1).expand(
+    left, right = geometry.padding[::2], geometry.padding[1::2]
+    padding = left[::-1]
+    if geometry.mode != "constant" or left != right:
+        images, padding = _padded(images, geometry), (0,) * len(left)
+    n, channels = images.shape[:2]
+    weight = images.new_empty(1).expand(
         n * outputs.shape[2], channels // geometry.groups, *geometry.kernel
     )
     found = torch.ops.aten.convolution_backward(
         outputs[0].reshape(1, -1, *outputs.shape[3:]),
-        padded.view(1, -1, *padded.shape[2:]),
-        weight, [0], geometry.stride, [0] * dims, geometry.dilation, False, [0] * dims, groups,
-        [False, True, False],
+        images.reshape(1, -1, *images.shape[2:]),
+        weight, [0], geometry.stride, padding, geometry.dilation, False, [0] * len(left),
+        n * geometry.groups, [False, True, False],
     )[1]  # fmt: skip
     yield ..., found.view(n, 1, geometry.groups, -1, found[0].numel())

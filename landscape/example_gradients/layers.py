@@ -18,6 +18,7 @@ from landscape.example_gradients.parts import Key, Part, Way, gather_fastest
 Choices = dict[Key, tuple[str, int]]
 LayerRule = Callable[[nn.Module, Tensor, Tensor, dict[str, Part], Choices], None]
 
+CACHE = 2**20  # bytes that a core has at hand
 NORMS = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LayerNorm, nn.GroupNorm,
     nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.RMSNorm,
@@ -81,24 +82,32 @@ def _linear(x: Tensor, gradients: Tensor, parts: dict[str, Part]) -> None:
         squares, x_squares = gradients.square(), x.square()
         part.norms.add_(squares.sum(2).double() * x_squares.sum(1).double())
         if part.diagonal is not None:
-            part.diagonal.add_((squares * weighted).sum(0).T @ x_squares)
+            part.diagonal.addmm_((squares * weighted).sum(0).T, x_squares)
         if part.mean is not None:
-            part.mean.add_((gradients * weighted).sum(0).T @ x)
+            part.mean.addmm_((gradients * weighted).sum(0).T, x)
 
 
 def norm(
     module: nn.Module, x: Tensor, gradients: Tensor, parts: dict[str, Part], choices: Choices
 ) -> None:
     """Y = w * n(x) + b, with w and b for each channel, or for each element of the last dims."""
-    own = next(module.parameters(recurse=False))
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
-        positions = (2, 2 + x.ndim - 1 - own.ndim)  # between the examples and the elements
+        dims = tuple(range(2, 1 + x.ndim - len(module.normalized_shape)))
     else:
-        positions = (3, x.ndim + 1)
-    for name, part in parts.items():
-        terms = gradients * _normalised(module, x) if name == "weight" else gradients
-        dims = tuple(range(*positions))
-        part.add((terms.sum(dims) if dims else terms).transpose(0, 1))
+        dims = tuple(range(3, 1 + x.ndim))
+    if "bias" in parts:
+        parts["bias"].add(_summed(gradients, dims))
+    if "weight" in parts:
+        step = max(1, CACHE // (len(gradients) * x[0].numel() * x.element_size()))
+        for start in range(0, len(x), step):
+            rows = slice(start, start + step)
+            terms = gradients[:, rows] * _normalised(module, x[rows])
+            parts["weight"].add(_summed(terms, dims), rows)
+
+
+def _summed(terms: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Terms (k, n, ...) as gradients (n, k, ...), summed over the positions."""
+    return (terms.sum(dims) if dims else terms).transpose(0, 1)
 
 
 def _normalised(module: nn.Module, x: Tensor) -> Tensor:
