@@ -19,6 +19,7 @@ from torch import Tensor
 from landscape.maths.overlap import Overlap, Side, relative_cut, side_of
 
 TILE = 256  # columns of a product at a time: half of it is never computed
+ROWS = 128  # rows that are shifted and scaled at a time
 FIRST = 512  # rows whose mean is the shift
 CUTS = {torch.float64: 2.0**-20, torch.float32: 3e-3}  # as for activations in float32
 CONDITIONS = {torch.float64: 1e5, torch.float32: 1e2}  # above these too much is lost
@@ -116,12 +117,12 @@ class Accumulator:
         assert layout is not None
         if not self._seen:
             layout.set_scale(rows)
-        _prepare(rows, layout)
-        bad = layout.layer_with(~torch.isfinite(rows.sum(0)))
-        if bad is not None:
+        for part in rows.split(ROWS):
+            _prepare(part, layout)
+        if not torch.isfinite(rows.sum(0)).all():
             raise ValueError(
-                f"layer {bad} has activations that are not finite, somewhere in examples "
-                f"{self._seen} to {self._seen + self._filled - 1}"
+                f"layer {layout.not_finite(rows)} has activations that are not finite, somewhere "
+                f"in examples {self._seen} to {self._seen + self._filled - 1}"
             )
         for number, part in self._parts(rows.to(self.dtype)):
             self._sums[number] = _added(self._sums[number], part, self.exact)
@@ -317,7 +318,8 @@ def needs_exact(moments: Moments) -> list[int]:
     Those are the layers with a condition above 1e5 (100 for products in float32): the error of a
     correlation is about the square of the condition times the precision of the products. Layers are
     also named if directions were cut which the activations, by their dtype, could hold: nothing
-    tells whether these are copies of others or merely small. None for moments that are exact.
+    tells whether these are copies of others or merely small. None for moments that are exact. The
+    moments of the first few thousand examples mostly name the same layers.
     """
     return [i for i in range(len(moments.layout.columns)) if not moments.is_resolved(i)]
 
@@ -390,11 +392,10 @@ class _Layout:
                 f"batch, and be complex in all or in none: expected {expected}, got {shapes}"
             )
 
-    def layer_with(self, columns: Tensor) -> int | None:
-        """The first layer with one of these columns, if there is any."""
-        if not columns.any():
-            return None
-        return next(i for i, own in enumerate(self.columns) if columns[own].any())
+    def not_finite(self, rows: Tensor) -> int:
+        """The first layer with a neuron that is not finite, or too large to have a square."""
+        bad = ~torch.isfinite(rows.square().sum(0))
+        return next(i for i, own in enumerate(self.columns) if bad[own].any())
 
 
 def _layout(blocks: Sequence[Tensor]) -> _Layout:
@@ -422,7 +423,7 @@ def _prepare(rows: Tensor, layout: _Layout) -> None:
     """Turn rows of activations into rows of the joint matrix, in place."""
     last = len(layout.columns)
     values = rows[:, 1:-last]
-    values.sub_(layout.shift[1:-last]).div_(layout.scale[1:-last])
+    values.sub_(layout.shift[1:-last]).mul_(1 / layout.scale[1:-last])
     lengths = values.square() @ layout.weights
     rows[:, 0] = 1
     rows[:, -last:] = (lengths - layout.shift[-last:]) / layout.scale[-last:]
@@ -461,7 +462,7 @@ def _count(total: Tensor, exact: bool) -> int:
 def _noise(sums: Sequence[Tensor], layout: _Layout, exact: bool, dtype: torch.dtype) -> Tensor:
     """The squared spread of each column, in its own unit, below which it is constant.
 
-    The rounding of its values, as in `overlap.rows`, and of products where these were summed.
+    The rounding of its values, as in `overlap.rows`, and that of the sums.
     """
     num, scale = sum(_count(part, exact) for part in sums), layout.scale[1:]
     first = [part[0, 1:] * part[0, 0] if exact else part[0, 1:] for part in sums]
@@ -469,10 +470,10 @@ def _noise(sums: Sequence[Tensor], layout: _Layout, exact: bool, dtype: torch.dt
     rounding = torch.zeros_like(means)
     for columns, given in zip(layout.columns, layout.dtypes, strict=True):
         rounding[columns.start - 1 : columns.stop - 1] = _rounding(given)
-    floor = num * (rounding * means).square()
-    if not exact:
-        squares = torch.stack([part.diagonal()[1:] for part in sums]).sum(0) * scale.square()
-        floor = torch.maximum(floor, 64 * torch.finfo(dtype).eps * squares)
+    squares = [part.square().sum(0) if exact else part.diagonal() for part in sums]
+    lost = 64 * torch.finfo(dtype).eps
+    lengths = torch.stack(squares).sum(0)[1:] * scale.square()
+    floor = torch.maximum(num * (rounding * means).square(), (lost**2 if exact else lost) * lengths)
     floor[-len(layout.columns) :] = -1
     return floor
 
