@@ -62,22 +62,18 @@ def example_gradients(
     did for `rules_for`.
     """
     own = dict(model.named_parameters())
-    if any(parameter.is_inference() for parameter in own.values()):
-        raise ValueError(
-            "the model was made in inference mode, where nothing can be pulled back through it: "
-            "make it outside of torch.inference_mode"
-        )
+    check_ordinary(model)
     inputs = map_tensors(ordinary, inputs)
     with differentiable(model):
         tape = _Tape(torch.zeros((), device=next(iter(own.values())).device, requires_grad=True))
         with _watched(model, rules, tape):
             outputs = checked_outputs(caller(model)(inputs), inputs)
-            pulled = _checked_cotangents(cotangents(outputs.detach()), outputs)
-            weights = pulled.new_ones(pulled.shape[:2]) if weights is None else weights
-            for name in rules.counted:
-                tape.parts[name] = new_part(own[name], weights, diagonal=diagonal, mean=mean)
-            if outputs.requires_grad:
-                _pull_back(outputs, pulled, tape, stacked=rules.stacked)
+        pulled = _checked_cotangents(cotangents(outputs.detach()), outputs)
+        weights = pulled.new_ones(pulled.shape[:2]) if weights is None else weights
+        for name in rules.counted:
+            tape.parts[name] = new_part(own[name], weights, diagonal=diagonal, mean=mean)
+        if outputs.requires_grad:
+            _pull_back(outputs, pulled, tape, stacked=rules.stacked)
         fallback = {name: tape.parts[name] for name in rules.fallback}
         if fallback and rules.vmapped:
             by_vmap(model, fallback, inputs, pulled, rules.example_bytes)
@@ -108,6 +104,15 @@ def differentiable(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(shortcuts)
+
+
+def check_ordinary(model: nn.Module) -> None:
+    """Raise `ValueError` if nothing can be pulled back through the model."""
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError(
+            "the model was made in inference mode, where nothing can be pulled back through it: "
+            "make it outside of torch.inference_mode"
+        )
 
 
 def num_examples(inputs: Any) -> int:

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from landscape.engine import caller
 from landscape.example_gradients.backward import (
+    check_ordinary,
     checked_outputs,
     differentiable,
     example_gradients,
@@ -58,6 +59,7 @@ def rules_for(model: nn.Module, inputs: Any, *, counted: Collection[str] | None 
         raise ValueError(f"the model has no parameters {', '.join(unknown[:5])}")
     if not counted:
         raise ValueError("no parameter is counted: the model has none that requires a gradient")
+    check_ordinary(model)
     _check_modes(model)
     last = num_examples(inputs) - 1
     some = [number * last // (EXAMPLES - 1) for number in range(EXAMPLES)]
@@ -72,9 +74,10 @@ def rules_for(model: nn.Module, inputs: Any, *, counted: Collection[str] | None 
 
 def _in_double(model: nn.Module, *inputs: Any) -> tuple[Any, ...]:
     """The model and inputs in float64 if it runs there, where what differs is not rounding."""
-    twin = copy.deepcopy(model).double()
+    with torch.inference_mode(False):
+        twin = copy.deepcopy(model).double()
     doubled = [map_tensors(lambda x: x.double() if x.is_floating_point() else x, i) for i in inputs]
-    with torch.no_grad(), random_state_kept():
+    with torch.inference_mode(False), torch.no_grad(), random_state_kept():
         problem, _ = _tried(lambda: {"outputs": caller(twin)(doubled[-1])})
     return (model, *inputs) if problem else (twin, *doubled)
 
