@@ -48,7 +48,7 @@ from landscape.repair import (
     layers_to_correct,
 )
 from landscape.results import STATUS, dataset
-from landscape.states import State, match
+from landscape.states import State, Stored, loaded, match
 from landscape.strategy import Strategy, choose, moment_batch
 from landscape.task import Task, random_state_kept, tasks_of, tensors_in, training_task
 
@@ -227,6 +227,25 @@ def outputs_at(
     return [found[task.name][0] for task in ready.tasks]
 
 
+def placed_state(ready: Prepared, state: State | Stored, *, batch_norm: str | None = None) -> State:
+    """A state with the batch-norm statistics that `evaluate` gives it: recomputed, or its own.
+
+    The entries are in the order of the model's; statistics that are recomputed are in the dtype of
+    the arithmetic, all others are those of the state. Raises `ValueError` as `evaluate`.
+    """
+    model = ready.tasks[0].model
+    state = match(loaded(state), model)
+    policy = check_policy(model, batch_norm)
+    if policy not in RECALIBRATING or not batch_norms(model):
+        return state
+    job = _Job(ready, [state], None, policy, keep_examples=False)
+    found = _within_memory(_statistics, job, np.arange(1))
+    new = {
+        name: torch.from_numpy(value[0, 0]).to(state[name].device) for name, value in found.items()
+    }
+    return {**state, **new}
+
+
 @dataclass(frozen=True, eq=False)
 class _Job:
     """All that a chunk of points is evaluated from."""
@@ -390,6 +409,12 @@ def _outputs(job: _Job, indices: NDArray[np.int64], strategy: Strategy) -> Value
                 kept[row].append(one.double())
         result[task.name] = torch.stack([torch.cat(row) for row in kept])[None].cpu().numpy()
     return result
+
+
+def _statistics(job: _Job, indices: NDArray[np.int64], strategy: Strategy) -> Values:
+    """Batch-norm statistics (1, points, channels) of the policy."""
+    models, tensors = _at_points(job, indices, strategy)
+    return {name: tensors[name][None].cpu().numpy() for name in statistics_names(models[0])}
 
 
 def _output(call: Call, inputs: Any, targets: Any) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from landscape import evaluation, examples, families
 from landscape.datasets import Batches
-from landscape.evaluation import evaluate, outputs_at, prepare
+from landscape.evaluation import evaluate, outputs_at, placed_state, prepare
 from landscape.strategy import Strategy
 from landscape.task import Task, load_tasks, wrong
 
@@ -276,6 +276,42 @@ def test_weights_in_half_precision_are_evaluated_in_single():
     found = evaluate(task, [half], strategy=Strategy())
     assert_array_equal(found["loss"], evaluate(task, [single], strategy=Strategy())["loss"])
     assert found.attrs["dtype"] == "float32"
+
+
+def test_a_placed_state_has_the_statistics_of_a_pass_in_training_mode_over_all_data():
+    case = CASES["residual"]
+    task, (state, _) = case.task(), case.states()
+    ready = prepare(task, [state], device="cpu", dtype=torch.float64)
+    found = placed_state(ready, state)
+    twin = case.model().double().train()
+    twin.load_state_dict(state)
+    for module in twin.modules():
+        if hasattr(module, "momentum"):
+            module.momentum = 1.0
+    with torch.no_grad():
+        twin(scaled(task.data.inputs).double())
+    for name, expected in twin.state_dict().items():
+        if name.endswith(("mean", "var")):
+            assert_allclose(found[name], expected, rtol=1e-11, atol=1e-11)
+            assert not found[name].is_inference()
+        else:
+            assert found[name] is state[name]
+    assert list(found) == list(state)
+    own = evaluate(ready, [found], batch_norm="keep")["loss"]
+    assert_allclose(own, evaluate(ready, [state])["loss"], rtol=1e-12)
+    kept = placed_state(ready, state, batch_norm="keep")
+    assert all(kept[name] is state[name] for name in state)
+
+
+def test_a_placed_state_without_batch_norm_is_the_state_in_the_models_order():
+    case = CASES["tokens"]
+    state = case.states()[0]
+    ready = prepare(case.task(), [state], device="cpu")
+    found = placed_state(ready, dict(reversed(state.items())))
+    assert list(found) == list(state)
+    assert all(found[name] is state[name] for name in state)
+    with pytest.raises(ValueError, match="missing"):
+        placed_state(ready, {})
 
 
 # --- data -----------------------------------------------------------------------------------------
