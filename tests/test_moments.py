@@ -278,7 +278,7 @@ def test_memory_is_as_estimated_and_the_same_for_more_rows(options):
     )
     printed = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
     few, many = (int(line) for line in printed.stdout.split())
-    assert many <= 1.1 * few
+    assert many - few < 2**24  # the allocator's; what came in between took 200 MiB
     assert few / 3 < memory_bytes([200] * 3, **options) < 3 * few  # the allocator keeps some
 
 

@@ -31,9 +31,9 @@ class Accumulator:
 
     `dtype` float32 computes products of blocks in float32 and adds them up in float64: in about 0.6
     of the time, with an error of about 1e-7 times the square of the condition, which should be
-    below 100. `exact` keeps a QR factor in float64 instead. With `num_blocks` the sums are kept apart for
-    that many blocks of images, for `Moments.without`: image k belongs to block k mod `num_blocks`,
-    and has `rows_per_image` consecutive rows (positions of a map, tokens).
+    below 100. `exact` keeps a QR factor in float64 instead. With `num_blocks` the sums are kept
+    apart for that many blocks of images, for `Moments.without`: image k belongs to block
+    k mod `num_blocks`, and has `rows_per_image` consecutive rows (positions of a map, tokens).
 
     Results do not depend on how the rows come in batches, to the last digit.
     """
