@@ -14,6 +14,7 @@ from landscape.analyses.interpolation import barrier
 
 KINDS = ("chord", "mean", "max")
 LENGTHS = ("distance", "length", "length_ratio")
+BESIDE = ("_stderr", "_chance", "_threshold", "_adjusted", "_unweighted", "_by_frequency")
 QUALITY = ("rank", "other_rank", "condition", "other_condition", "num_forced")
 NEAR = 0.9  # the similarity to its final state at which a layer counts as near it
 
@@ -206,7 +207,7 @@ def _similarities(result: xr.Dataset, dims: Sequence[str]) -> list[str]:
         str(name)
         for name, one in result.data_vars.items()
         if set(dims) <= set(one.dims) and one.dtype.kind == "f" and "direction" not in one.dims
-        and not (name in QUALITY or str(name).endswith(("_stderr", "_chance", "_threshold")))
+        and not (name in QUALITY or str(name).endswith(BESIDE))
     ]  # fmt: skip
     if not names:
         raise ValueError(f"the result has no similarities over {', '.join(dims)}")

@@ -133,12 +133,13 @@ def opened(
 class Found:
     """The moments of groups of layers; in the form `"frequency"` of each frequency.
 
-    `moments[group][frequency]` holds the layers of a group in their order.
+    `moments[group][frequency]` holds the layers of a group in the order of their `names`.
     """
 
     moments: list[list[Moments]]
     how: Comparison
     maps: str
+    names: list[list[str]]
     notes: tuple[str, ...]
 
     @property
@@ -181,10 +182,13 @@ class Found:
             if name != "correlations"
         }
         if self.how.correlations:
-            longest = max(len(row["correlations"]) for row in rows)
-            padded = [np.pad(row["correlations"], (0, longest - len(row["correlations"])),
-                             constant_values=np.nan) for row in rows]  # fmt: skip
-            table["correlations"] = np.array(padded)
+            longest = max(min(self._width(g, i), self._width(g, j)) for g, i, j in pairs)
+            table["correlations"] = np.array(
+                [
+                    np.pad(found, (0, longest - len(found)), constant_values=np.nan)
+                    for found in (row["correlations"] for row in rows)
+                ]
+            )
         forced = int((table["num_forced"] > 0).sum())
         if forced and set(self.measures) & CANONICAL:
             warnings.warn(
@@ -208,8 +212,15 @@ class Found:
             for group in self.moments
         ]
 
+    def _width(self, group: int, i: int) -> int:
+        return self.moments[group][0].side(i).width
+
     def _pair(self, group: int, i: int, j: int) -> dict[str, Any]:
-        row = self._values(self.moments[group], i, j)
+        try:
+            row = self._values(self.moments[group], i, j)
+        except ValueError as error:
+            names = self.names[group]
+            raise ValueError(f"{names[i]} and {names[j]}: {error}") from error
         if self.how.blocks:
             others = [self._values(block, i, j) for block in self._without[group]]
             sizes = self.moments[group][0].block_sizes
@@ -234,7 +245,9 @@ class Found:
                 if hasattr(scores[0], "adjusted") and not getattr(scores[0], "debiased", False):
                     row[f"{name}_adjusted"] = float(scores[0].adjusted)
             if self.how.correlations:
-                row["correlations"] = cca_of(shared[0]).correlations
+                found = cca_of(shared[0])
+                row["correlations"] = found.correlations
+                row["correlations_chance"] = found.chance**0.5
         row["num_forced"] = max(0, x.rank + y.rank - (shared[0].num - 1))
         return row
 
@@ -278,7 +291,8 @@ def compared(
         exact = _summed(networks, again, examples, how, maps, exact=True) if poor else []
         for k, group in zip(poor, exact, strict=True):
             moments[k] = group
-    return Found(moments, how, maps, notes)
+    names = [[layers[i].name for i in group] for group in groups]
+    return Found(moments, how, maps, names, notes)
 
 
 def _summed(
@@ -312,13 +326,17 @@ def _summed(
     return [[one.finish() for one in accumulators] for accumulators in sums]
 
 
-def _check_memory(widths: Sequence[Sequence[int]], how: Comparison, device: torch.device) -> None:
-    """Raise if the joint moments of all groups would not fit."""
-    needed = sum(
+def moments_bytes(widths: Sequence[Sequence[int]], how: Comparison) -> int:
+    """About how many bytes the joint moments of groups of layers of these widths take."""
+    return sum(
         memory_bytes(group, num_blocks=how.blocks, exact=bool(how.exact), dtype=how.products)
         for group in widths
     )
-    free = free_memory(device)
+
+
+def _check_memory(widths: Sequence[Sequence[int]], how: Comparison, device: torch.device) -> None:
+    """Raise if the joint moments of all groups would not fit."""
+    needed, free = moments_bytes(widths, how), free_memory(device)
     if needed > free:
         largest = max(sum(group) for group in widths)
         raise ValueError(

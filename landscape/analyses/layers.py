@@ -5,8 +5,10 @@ checkpoint with the final one, layer by layer; `layer_matrix` all states with ea
 layer. The examples are seen once and never kept.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,18 @@ import torch
 import xarray as xr
 from torch import nn
 
-from landscape.activations import Selector, frequencies
-from landscape.analyses.layer_pairs import Comparison, Found, Network, Variables, compared, opened
+from landscape.activations import Selector, frequencies, neurons
+from landscape.analyses.layer_pairs import (
+    Comparison,
+    Found,
+    Network,
+    Variables,
+    compared,
+    moments_bytes,
+    opened,
+)
 from landscape.engine import exact_arithmetic
-from landscape.examples import Examples, arrange, pick_device, read
+from landscape.examples import Examples, arrange, pick_device, read, some
 from landscape.results import dataset
 from landscape.states import State, Stored
 from landscape.task import Task, random_state_kept
@@ -39,10 +49,11 @@ LONG_NAMES = {
     "width": "neurons",
 }
 SUFFIXES = {
+    "chance": "root mean square of independent layers",
     "stderr": "standard error (jackknife)",
     "adjusted": "above chance",
     "unweighted": "mean over frequencies",
-    "by_frequency": "of each frequency",
+    "by_frequency": "by frequency",
 }
 
 
@@ -156,23 +167,23 @@ def layer_matrix(
     bands: list[Variables] = []
     with _data(task, how) as (device, examples):
         networks: dict[int, Network] = {}
-        for some in _bands(chosen):
+        for band in _bands(chosen):
             parts = []
             for others in _bands(range(len(states))):
                 networks = {
                     k: networks[k] if k in networks
                     else opened(task.model, states[k], examples, how, device=device)
-                    for k in dict.fromkeys((*some, *others))
+                    for k in dict.fromkeys((*band, *others))
                 }  # fmt: skip
                 places = {k: place for place, k in enumerate(networks)}
                 names = next(iter(networks.values())).names
                 groups = [[p * len(names) + i for p in places.values()] for i in range(len(names))]
                 found = compared(list(networks.values()), groups, examples, how)
                 pairs = [
-                    (i, places[a], places[b]) for i in range(len(names)) for a in some
+                    (i, places[a], places[b]) for i in range(len(names)) for a in band
                     for b in others
                 ]  # fmt: skip
-                parts.append(found.table(pairs, (len(names), len(some), len(others))))
+                parts.append(found.table(pairs, (len(names), len(band), len(others))))
             bands.append(_joined(parts, 2))
     kind, of = {"step": ("layer steps", "checkpoints"), "run": ("layer networks", "runs")}[dim]
     coords = {"layer": names, dim: [labels[k] for k in chosen], f"other_{dim}": labels}
@@ -185,6 +196,40 @@ def layer_names(task: Task, state: State | Stored, **options: Any) -> list[str]:
     how = comparison(options)
     with _data(task, how) as (device, examples):
         return opened(task.model, state, examples, how, device=device).names
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a comparison costs: bytes of joint moments, seconds a network's pass, and a pair."""
+
+    bytes: int
+    seconds_per_pass: float
+    seconds_per_pair: float
+
+
+def estimate(
+    task: Task, state: State | Stored, num_networks: int = 2, *, joint: bool = True, **options: Any
+) -> Estimate:
+    """Time a comparison of a state with itself on some of the examples.
+
+    `num_networks` share their moments: of all layers `joint`, or layer by layer.
+    """
+    how = comparison(options)
+    with _data(task, how) as (device, examples):
+        few = some(examples, slice(0, 2048), "contiguous", how.dtype)
+        one = opened(task.model, state, examples, how, device=device)
+        num = len(one.layers)
+        groups = [list(range(2 * num))] if joint else [[i, num + i] for i in range(num)]
+        start = time.perf_counter()
+        found = compared([one, one], groups, few, how)
+        summed = time.perf_counter()
+        found.table([(0, 0, 1)], (1,))
+        done = time.perf_counter()
+    widths = [neurons(layer, found.maps) for layer in one.layers]
+    sizes = [widths * num_networks] if joint else [[width] * num_networks for width in widths]
+    needed = moments_bytes(sizes, how)
+    passed = (summed - start) / 2 * examples.num / few.num
+    return Estimate(needed, passed, done - summed)
 
 
 def comparison(options: dict[str, Any]) -> Comparison:
@@ -213,22 +258,8 @@ def _data(task: Task, how: Comparison) -> Iterator[tuple[torch.device, Examples]
 
 
 def _joined(tables: Sequence[Variables], axis: int) -> Variables:
-    """Tables one after the other along an axis; correlations are padded to the longest."""
-    joined: Variables = {}
-    for name in tables[0]:
-        arrays = [table[name] for table in tables]
-        longest = max(array.shape[-1] for array in arrays)
-        if name == "correlations":
-            arrays = [
-                np.pad(
-                    array,
-                    [(0, 0)] * (array.ndim - 1) + [(0, longest - array.shape[-1])],
-                    constant_values=np.nan,
-                )
-                for array in arrays
-            ]
-        joined[name] = np.concatenate(arrays, axis=axis)
-    return joined
+    """Tables one after the other along an axis."""
+    return {name: np.concatenate([t[name] for t in tables], axis=axis) for name in tables[0]}
 
 
 def _labelled(

@@ -1,7 +1,6 @@
 """The verb about stability: barriers between many networks."""
 
 import argparse
-import os
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +19,7 @@ from landscape.cli.jobs import (
     tasks,
     writable,
 )
+from landscape.cli.runs import networks_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def instability(options: argparse.Namespace) -> bool:
     """From which step on is training stable to its own noise? Barriers between pairs of runs."""
     output = writable(options.output)
-    named = _networks(options) if options.all_pairs else _children(options)
+    named = networks_of(options.runs, options.pattern) if options.all_pairs else _children(options)
     names = list(named)
     job = job_of(options, list(named.values()), names=names, points=options.points)
     import numpy as np
@@ -72,29 +72,6 @@ def _children(options: argparse.Namespace) -> "dict[tuple[Any, ...], Path]":
         )
     found = children_of(options.runs[0], options.pattern)
     return {(one.step, one.trunk, one.run): Path(one.state.path) for one in found}  # type: ignore[union-attr]
-
-
-def _networks(options: argparse.Namespace) -> "dict[tuple[Any, ...], Path]":
-    """Checkpoints by name: files, the last ones of folders, or all of a single folder."""
-    from landscape.checkpoints import CheckpointError, checkpoints
-
-    paths = [Path(text).absolute() for text in options.runs]
-    if len(paths) == 1:
-        found = checkpoints(paths[0], pattern=options.pattern)
-        return {(str(one.step),): one.path for one in found}
-    named: dict[tuple[Any, ...], Path] = {}
-    for path in paths:
-        last = path
-        if path.is_dir():
-            try:
-                last = checkpoints(path, pattern=options.pattern)[-1].path
-            except CheckpointError:
-                last = path  # a folder that is itself a checkpoint
-        if (str(path),) in named:
-            raise ValueError(f"{path} is named twice: a network has no barrier to itself")
-        named[(str(path),)] = last
-    above = os.path.commonpath([path.parent for path in paths])
-    return {(os.path.relpath(name, above),): path for (name,), path in named.items()}
 
 
 @lru_cache(maxsize=1)

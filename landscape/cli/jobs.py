@@ -171,11 +171,13 @@ def sweep(
     title: str,
     analysis: str,
     width: int = 1,
+    chunk: int | None = None,
     **attrs: Any,
 ) -> "xr.Dataset":
     """Compute a result along one dimension into the output, or go on with it.
 
-    Each value of the dimension stands for `width` points. Workers all use one strategy.
+    Each value of the dimension stands for `width` points. Workers all use one strategy. Work that
+    has no use for a strategy says how many values are a `chunk`.
     """
     from landscape import execution, results
 
@@ -184,9 +186,13 @@ def sweep(
     strategy = results.load(output).attrs.get("strategy") if resumed else None
     workers = getattr(options, "workers", 0), getattr(options, "scheduler", None)
     with execution.open_executor(workers=workers[0], scheduler=workers[1]) as executor:
-        if executor is not None and strategy is None:  # the workers must not choose each their own
+        if (
+            executor is not None and strategy is None and chunk is None
+        ):  # the workers must not choose each their own
             strategy = json.dumps(asdict(prepared(job, None).strategy))
         used = json.loads(strategy or "{}")
+        if chunk is None:
+            chunk = max(1, used["points"] // width) if used.get("vectorised") else 1
         return results.sweep(
             partial(compute, job, strategy),
             over,
@@ -194,7 +200,7 @@ def sweep(
             plan=plan,
             title=title,
             analysis=analysis,
-            chunk=max(1, used["points"] // width) if used.get("vectorised") else 1,
+            chunk=chunk,
             executor=executor,
             progress=False if options.quiet else None,
             overwrite=options.overwrite,

@@ -6,6 +6,7 @@ from typing import Any
 
 Verb = argparse.ArgumentParser
 KINDS = ("chord", "mean", "max")
+SIMILARITIES = ("cca", "svcca", "pwcca", "cka", "procrustes", "regression")
 
 
 def demo(verb: Verb) -> None:
@@ -255,6 +256,77 @@ def align(verb: Verb) -> None:
     _output(verb)
 
 
+def layers(verb: Verb) -> None:
+    """Options of `layers`."""
+    verb.add_argument(
+        "checkpoints", nargs="+",
+        help="two checkpoints (or one, against itself): all their layers with each other; with "
+        "--against: a folder of checkpoints, or checkpoints in their order; with --between: those, "
+        "or networks (folders mean their last checkpoint)",
+    )  # fmt: skip
+    _task(verb)
+    verb.add_argument(
+        "--split", metavar="NAME", help="which task's data, if there are several (the first)"
+    )
+    verb.add_argument(
+        "--pattern",
+        help="which files of the folder: a glob, or a regular expression with a group step",
+    )
+    kind = verb.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--against", metavar="final|CHECKPOINT",
+        help="compare each layer of each checkpoint with the same layer of this one",
+    )  # fmt: skip
+    kind.add_argument(
+        "--between", choices=("steps", "runs"),
+        help="compare all checkpoints of a run, or several networks, layer by layer",
+    )  # fmt: skip
+    verb.add_argument(
+        "--measure", nargs="+", choices=SIMILARITIES, default=["cka"],
+        help="one or several of %(choices)s (cka)", metavar="MEASURE",
+    )  # fmt: skip
+    verb.add_argument(
+        "--layers", nargs="+", default=["*"], metavar="NAME",
+        help="names, patterns ('conv*') or types ('Conv2d') of modules (all that have none inside)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--other-layers", nargs="+", metavar="NAME",
+        help="layers of the second checkpoint (as --layers)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--maps", default="average", metavar="FORM",
+        help="what of a convolution's map is a row: average, positions, flatten, pool[:HxW], "
+        "frequency[:HxW] (%(default)s)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--threshold", type=float, default=0.99,
+        help="share of the variance that svcca keeps (%(default)s)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--weights", choices=("x", "y", "fewer", "both"), default="x",
+        help="whose neurons weight pwcca: the first, the second, those of fewer directions, both "
+        "(%(default)s)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--biased", action="store_true", help="cka without the correction for few examples"
+    )
+    verb.add_argument(
+        "--blocks", type=blocks, default=10,
+        help="blocks of examples that the jackknife leaves out for standard errors; 0: no errors "
+        "(%(default)s)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--correlations", action="store_true", help="also keep all canonical correlations"
+    )
+    verb.add_argument(
+        "--batch-size", type=count, default=256, help="of the forward passes (%(default)s)"
+    )
+    _running(verb.add_argument_group("evaluation"))
+    verb.set_defaults(batch_norm=None, batch_norm_examples=None)
+    _loading(verb)
+    _work(verb)
+
+
 def plot(verb: Verb) -> None:
     """Options of `plot`."""
     verb.add_argument("results", help="results file (HDF5)")
@@ -333,6 +405,10 @@ def _evaluation(verb: Verb) -> None:
         "--batch-norm-examples", type=count, metavar="N",
         help="recalibrate on N examples, evenly spread over the data (default: all)",
     )  # fmt: skip
+    _running(group)
+
+
+def _running(group: Any) -> None:
     group.add_argument(
         "--examples", type=count, metavar="N",
         help="a cheap preview: evaluate N examples, evenly spread over the data (default: all)",
@@ -392,6 +468,13 @@ def count(text: str) -> int:
     """A whole number of at least 1."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def blocks(text: str) -> int:
+    """A number of blocks: 0, or at least 2."""
+    if not text.isdigit() or int(text) == 1:
+        raise argparse.ArgumentTypeError(f"expected 0 or at least 2 blocks, got {text!r}")
     return int(text)
 
 

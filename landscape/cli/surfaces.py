@@ -22,6 +22,7 @@ from landscape.cli.jobs import (
     tasks,
     writable,
 )
+from landscape.cli.runs import run_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +62,7 @@ def trajectory(options: argparse.Namespace) -> bool:
     The loss in that plane is evaluated too.
     """
     output = writable(options.output)
-    files, steps = _run_of(options)
+    files, steps = run_of(options.checkpoints, options.pattern)
     job = job_of(
         options, files, steps=steps, origin=options.origin, sizes=options.points,
         margin=options.margin, tsne=options.tsne, seed=options.seed, path_only=options.path_only,
@@ -176,19 +177,6 @@ def _surface_plan(job: Job) -> "SurfacePlan":
         curve=curve, **axes,
         previous=results.load(settings["refine"]) if settings["refine"] else None,
     )  # fmt: skip
-
-
-def _run_of(options: argparse.Namespace) -> tuple[list[Path], list[int]]:
-    """The checkpoints of a run and their steps: those of a folder, or files in their order."""
-    from landscape.checkpoints import checkpoints
-
-    first = Path(options.checkpoints[0])
-    if len(options.checkpoints) == 1 and first.is_dir():
-        found = checkpoints(first, pattern=options.pattern)
-        return [one.path for one in found], [int(one.step or 0) for one in found]
-    if options.pattern:
-        raise ValueError("--pattern goes with one folder of checkpoints")
-    return [Path(path) for path in options.checkpoints], list(range(len(options.checkpoints)))
 
 
 @lru_cache(maxsize=1)

@@ -35,8 +35,10 @@ def similar(result: xr.Dataset, names: list[str], width: float) -> Figure:
         if name == "correlations":
             drawn.append((spectra, {}))
             continue
-        drawn.append((similarity, {"y": name}))
-        if name in result and "frequency" in result[name].dims:
+        by_frequency = name in result and "frequency" in result[name].dims
+        if not (name.endswith("_by_frequency") and name.removesuffix("_by_frequency") in names):
+            drawn.append((similarity, {"y": name}))
+        if by_frequency:
             drawn.append((frequencies, {"y": name}))
     fig, grid = grid_of(len(drawn), 1, width, 1.0, 0.0)
     panels = grid[:, 0].tolist()

@@ -15,6 +15,7 @@ QUALITY = {"rank", "other_rank", "condition", "other_condition", "num_forced"}
 # What stands beside a measure or describes a point, and is not drawn for itself.
 BESIDE = (
     "_stderr", "_low", "_high", "_position", "_examples", "_distance", "_chance", "_threshold",
+    "_adjusted", "_unweighted",
 )  # fmt: skip
 POINTS = {"status", "evaluated", "arc_length", "weight_norm", "distance"}
 
