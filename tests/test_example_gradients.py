@@ -1,6 +1,7 @@
 """Every rule against the gradients of single examples, one autograd call for each, in float64."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -413,6 +414,37 @@ def test_the_fallback_keeps_to_its_memory(monkeypatch, name):
     assert set(sizes) == {1}
 
 
+@pytest.mark.parametrize("name", ["mlp", "convolutions", "attention"])
+def test_cotangents_go_back_together_or_in_turn(name):
+    model, inputs = problem(name)
+    rules = rules_for(model, inputs)
+    for _ in range(7):  # three of each are timed, then the faster is taken
+        assert_right(model, rules, inputs, 3, diagonal=True, mean=True)
+    (times,) = rules.seconds.values()
+    assert sorted(map(len, times.values())) == [3, 4]
+    assert_right(model, replace(rules, stacked=False, seconds={}), inputs, 3, diagonal=True)
+
+
+def test_a_function_without_vmap():
+    class Cube(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x**3
+
+        @staticmethod
+        def backward(ctx, gradient):
+            (x,) = ctx.saved_tensors
+            return gradient * torch.from_numpy(3 * x.numpy() ** 2)
+
+    model = private(nn.Sequential(nn.Linear(6, 4), Lambda(Cube.apply, 4), nn.PReLU(4)))
+    inputs = torch.randn(6, 6, dtype=torch.float64)
+    rules = rules_for(model, inputs)
+    assert kinds(rules)["0.weight"] == "linear"
+    assert "since vmap refuses" in rules.parameters["2.weight"].why
+    assert_right(model, rules, inputs, 3, diagonal=True)
+
+
 def test_hooks_of_the_user_are_part_of_the_model():
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
     model[0].register_forward_hook(lambda module, args, outputs: outputs * 3)
@@ -474,9 +506,9 @@ def test_inputs_may_come_from_inference_mode():
 
 
 class Lambda(nn.Module):
-    def __init__(self, function):
+    def __init__(self, function, width=6):
         super().__init__()
-        self.inner, self.function = nn.Linear(6, 6), function
+        self.inner, self.function = nn.Linear(width, width), function
 
     def forward(self, x):
         return self.function(self.inner(x))

@@ -1,6 +1,7 @@
 """How do rules get what they need? Layers note their inputs, and hooks wait for the gradients."""
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +15,7 @@ from torch.func import vmap
 from landscape.engine import caller, quiet_vmap
 from landscape.example_gradients.fallback import by_vmap, one_by_one
 from landscape.example_gradients.layers import RULES, Choices
-from landscape.example_gradients.parts import Part, new_part
+from landscape.example_gradients.parts import Part, new_part, synchronise
 from landscape.example_gradients.rules import Layer, Rules
 from landscape.task import map_tensors, tensors_in
 
@@ -73,7 +74,7 @@ def example_gradients(
         for name in rules.counted:
             tape.parts[name] = new_part(own[name], weights, diagonal=diagonal, mean=mean)
         if outputs.requires_grad:
-            _pull_back(outputs, pulled, tape, stacked=rules.stacked)
+            _pull_back(outputs, pulled, tape, rules)
         fallback = {name: tape.parts[name] for name in rules.fallback}
         if fallback and rules.vmapped:
             by_vmap(model, fallback, inputs, pulled, rules.example_bytes)
@@ -267,22 +268,36 @@ def _take(noted: _Noted, gradients: Tensor) -> None:
     RULES[layer.kind](noted.module, x, gradients, parts, noted.choices)
 
 
-def _pull_back(outputs: Tensor, cotangents: Tensor, tape: _Tape, *, stacked: bool) -> None:
-    """Send cotangents (k, b, ...) back to where the graphs begin, all at once or in turn."""
-    last = len(cotangents) - 1
+def _pull_back(outputs: Tensor, cotangents: Tensor, tape: _Tape, rules: Rules) -> None:
+    """Send cotangents (k, b, ...) back to where the graphs begin, all at once or in turn.
+
+    Both ways give the same to rounding; each is timed in the first batches, then the faster taken.
+    """
+    times = rules.seconds.setdefault(tuple(cotangents.shape), {True: [], False: []})
+    last, start = len(cotangents) - 1, time.perf_counter()
+    tape.stacked = last > 0 and rules.stacked and _faster(times)
 
     def pull(cotangent: Tensor, *, keep: bool = False) -> Tensor:
         torch.autograd.grad(outputs, [tape.anchor], cotangent, retain_graph=keep, allow_unused=True)
         return cotangent
 
-    tape.stacked = stacked and last > 0
     if tape.stacked:
         with quiet_vmap():
             vmap(pull)(cotangents)
-        return
-    for number, cotangent in enumerate(cotangents):
-        tape.now = slice(number, number + 1)
-        pull(cotangent, keep=number < last)
+    else:
+        for number, cotangent in enumerate(cotangents):
+            tape.now = slice(number, number + 1)
+            pull(cotangent, keep=number < last)
+    synchronise(outputs.device)
+    times[tape.stacked].append(time.perf_counter() - start)
+
+
+def _faster(times: Mapping[bool, list[float]]) -> bool:
+    """Whether stacking is faster, or is to be tried; the first try of each warms up."""
+    tries = {stacked: len(seconds) for stacked, seconds in times.items()}
+    if min(tries.values()) < 3:
+        return tries[True] <= tries[False]
+    return min(times[True]) < min(times[False])
 
 
 def ordinary(tensor: Tensor) -> Tensor:

@@ -81,6 +81,12 @@ def _weight(
         for index, gradients in pieces(images[rows], outputs[:, rows], geometry):
             part.add(gradients, rows, index)
 
+    def gather_each(pieces: Pieces, rows: slice, part: Part) -> None:
+        for number in range(k):
+            one = slice(number, number + 1)
+            for index, gradients in pieces(images[rows], outputs[one, rows], geometry):
+                part.cotangents(one).add(gradients, rows, index)
+
     def gather_norms(rows: slice, part: Part) -> None:
         columns = _windows(_padded(images[rows], geometry), places, geometry)
         columns = columns.unflatten(1, (geometry.groups, -1)).flatten(2, -1 - len(places))
@@ -91,8 +97,9 @@ def _weight(
     if kernel > 1:
         shifts = windows // geometry.kernel[0] * geometry.stride[0]
         ways["shift"] = Way(partial(gather, _shifted), size * max(shifts, weight))
-    if kernel > 1 and k == 1 and places == _all_places(images, geometry):
-        ways["grouped"] = Way(partial(gather, _grouped), size * max(images[0].numel(), weight))
+    if kernel > 1 and places == _all_places(images, geometry):
+        each = max(images[0].numel(), weight // k)
+        ways["grouped"] = Way(partial(gather_each, _grouped), size * each)
     if part.only_norms and gram < 2 * weight:
         ways["gram"] = Way(gather_norms, size * max(windows, gram))
     shapes = (*images.shape[1:], k, *outputs.shape[2:])

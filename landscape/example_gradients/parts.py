@@ -106,16 +106,17 @@ def _measured(ways: Mapping[str, Way], part: Part, steps: Mapping[str, int]) -> 
     least = dict.fromkeys(sorted(options), float("inf"))
     for _ in range(3):
         for name, step in least:
-            _synchronise(part.norms.device)
+            synchronise(part.norms.device)
             begin = time.perf_counter()
             for start in range(0, num, step):
                 ways[name].gather(slice(start, min(start + step, num)), scratch)
-            _synchronise(part.norms.device)
+            synchronise(part.norms.device)
             seconds = time.perf_counter() - begin
             least[name, step] = min(least[name, step], seconds)
     return min(least, key=lambda option: least[option])
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
+    """Wait for the GPU, if it is one."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -308,7 +308,7 @@ def _verified(model: nn.Module, rules: Rules, inputs: Any) -> Rules:
         kept = {a: b for a, b in layer.parameters.items() if parameters[b].kind in RULES}
         layers[name] = replace(layer, parameters=kept)
     layers = {name: layer for name, layer in layers.items() if layer.parameters}
-    rules = replace(rules, parameters=parameters, layers=layers, choices={})
+    rules = replace(rules, parameters=parameters, layers=layers, choices={}, seconds={})
     return _with_vmap(model, rules, inputs, cotangents, truth) if rules.fallback else rules
 
 

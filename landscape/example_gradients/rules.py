@@ -37,9 +37,9 @@ class Rules:
     """The rule of each parameter, made by `rules_for`.
 
     `parameters` are all of the model, by name. `vmapped` says that the fallback takes many examples
-    at once, else one at a time; `stacked` that several cotangents go back at once. `choices` keeps
-    the ways that were measured to be the fastest; `example_bytes` is what an example's activations
-    take.
+    at once, else one at a time; `stacked` that several cotangents can go back at once. `choices`
+    and `seconds` keep what was measured, for the fastest ways to be taken; `example_bytes` is what
+    an example's activations take.
     """
 
     parameters: Mapping[str, Rule]
@@ -48,6 +48,7 @@ class Rules:
     stacked: bool = True
     example_bytes: int = 0
     choices: dict[Key, tuple[str, int]] = field(default_factory=dict)
+    seconds: dict[Key, dict[bool, list[float]]] = field(default_factory=dict)
 
     @property
     def counted(self) -> tuple[str, ...]:
