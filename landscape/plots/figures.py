@@ -11,7 +11,7 @@ import matplotlib as mpl
 import xarray as xr
 from matplotlib.figure import Figure
 
-from landscape.plots import layer_panels, panels
+from landscape.plots import information_panels, layer_panels, panels
 from landscape.plots.parts import measures, replacing, similarities
 
 STYLE = Path(__file__).with_name("paper.mplstyle")
@@ -46,7 +46,9 @@ def figure(
     matrix of runs, or layers and t: a panel for each measure (rows) and split (columns), the same
     levels along a row; a volume has three slices as columns. Instability: a panel for each measure.
     A trajectory without a surface: its path. Similarities of layers: heat maps between layers, with
-    spectra; panels by layer between steps or networks; lines to the final state.
+    spectra; panels by layer between steps or networks; lines to the final state. Fisher information
+    through training: its curve over maps of the layers; of one state: points for tensors or
+    modules. Eigenvalues, the largest one through training, spectral densities: one panel.
 
     `y`: the measures to draw, all by default. `venue`: a key of `WIDTHS`. `style`: a matplotlib
     style or style file instead of the package's own. `kind`: `"3d"` draws a plane as surfaces in
@@ -106,6 +108,9 @@ def _suited(result: xr.Dataset, kind: str | None) -> tuple[panels.Draw, list[str
         ("3d", panels.surfaces, measures(result, ("x", "y")) if "z" not in dims else []),
         ("tsne", partial(panels.trajectory, view="tsne"), ["tsne"] * ("tsne_x" in result)),
         (None, panels.instabilities, _unstable(result)),
+        (None, information_panels.over_training, _through_training(result)),
+        (None, information_panels.one_state, _of_one_state(result)),
+        (None, information_panels.of_spectrum, _spectrum(result)),
         (None, layer_panels.similar, _between_layers(result)),
         (None, layer_panels.by_layer, _over_pairs(result)),
         (None, layer_panels.converging, similarities(result, ("step", "layer"))),
@@ -124,7 +129,8 @@ def _suited(result: xr.Dataset, kind: str | None) -> tuple[panels.Draw, list[str
     what = "plot" if kind is None else f"plot of kind {kind!r}"
     known = {
         None: "results along t, state or x, over x and y (and z), over layer and t, matrices over "
-        "run and other_run, instability by branch step, trajectories, similarities of layers",
+        "run and other_run, instability by branch step, trajectories, similarities of layers, "
+        "Fisher information over tensors (and steps), eigenvalues, spectral densities",
         "3d": "surfaces over x and y",
         "tsne": "trajectories with tsne_x and tsne_y",
     }[kind]
@@ -161,3 +167,21 @@ def _over_pairs(result: xr.Dataset) -> list[str]:
         return similarities(result, ("step", "other_step"))
     networks = "layer" in result.dims or result.attrs.get("analysis") == "layer networks"
     return similarities(result, ("run", "other_run")) if networks else []
+
+
+def _through_training(result: xr.Dataset) -> list[str]:
+    """What a result has of the information in the weights along steps: total, layers, shares."""
+    layers = "trace" in result and {"step", "tensor"} <= {*result["trace"].dims}
+    return ["total", "trace", "shares"] if layers and "total" in result else []
+
+
+def _of_one_state(result: xr.Dataset) -> list[str]:
+    """The trace over tensors or blocks."""
+    dims = {*result["trace"].dims} if "trace" in result else set()
+    return ["trace"] * bool({"tensor", "block"} & dims)
+
+
+def _spectrum(result: xr.Dataset) -> list[str]:
+    """Eigenvalues along their index, or their density."""
+    known = {"eigenvalue": "index", "density": "eigenvalue"}
+    return [name for name, dim in known.items() if name in result and dim in result[name].dims]
