@@ -246,6 +246,20 @@ def placed_state(ready: Prepared, state: State | Stored, *, batch_norm: str | No
     return {**state, **new}
 
 
+def described(ready: Prepared, batch_norm: str | None = None) -> dict[str, Any]:
+    """The attributes in which a result says how it was made: model, batch norm, arithmetic."""
+    policy = check_policy(ready.tasks[0].model, batch_norm)
+    recalibrated = policy in RECALIBRATING
+    return {
+        "model": type(ready.tasks[0].model).__name__,
+        "batch_norm": policy,
+        "batch_norm_examples": ready.moments.num if recalibrated else 0,
+        "batch_norm_data": training_task(ready.tasks).name if recalibrated else "",
+        "device": str(ready.device),
+        "dtype": str(ready.dtype).removeprefix("torch."),
+    }
+
+
 @dataclass(frozen=True, eq=False)
 class _Job:
     """All that a chunk of points is evaluated from."""
@@ -545,7 +559,6 @@ def _labelled(
     """Values (splits, points, ...) as a dataset over the coordinates."""
     ready = job.ready
     several = len(ready.tasks) > 1
-    recalibrated = job.policy in RECALIBRATING
     repaired = {"repaired_layers": corrected_layers(ready.tasks[0].model)}
     finite = np.all(
         [np.isfinite(values[name]).all(0) for name in ready.tasks[0].measures()], axis=0
@@ -569,12 +582,7 @@ def _labelled(
         analysis="evaluation",
         title=f"Evaluation at {int(np.prod(shape))} points",
         task=", ".join(task.name for task in ready.tasks),
-        model=type(ready.tasks[0].model).__name__,
-        batch_norm=job.policy,
-        batch_norm_examples=ready.moments.num if recalibrated else 0,
-        batch_norm_data=training_task(ready.tasks).name if recalibrated else "",
-        device=str(ready.device),
-        dtype=str(ready.dtype).removeprefix("torch."),
+        **described(ready, job.policy),
         strategy=dataclasses.asdict(ready.strategy),
         **(repaired if job.policy == "repair" else {}),
     )

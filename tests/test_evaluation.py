@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from landscape import evaluation, examples, families
 from landscape.datasets import Batches
-from landscape.evaluation import evaluate, outputs_at, placed_state, prepare
+from landscape.evaluation import described, evaluate, outputs_at, placed_state, prepare
 from landscape.strategy import Strategy
 from landscape.task import Task, load_tasks, wrong
 
@@ -301,6 +301,11 @@ def test_a_placed_state_has_the_statistics_of_a_pass_in_training_mode_over_all_d
     assert_allclose(own, evaluate(ready, [state])["loss"], rtol=1e-12)
     kept = placed_state(ready, state, batch_norm="keep")
     assert all(kept[name] is state[name] for name in state)
+    assert described(ready) == {
+        "model": "Residual", "batch_norm": "recalibrate", "batch_norm_examples": 46,
+        "batch_norm_data": "residual", "device": "cpu", "dtype": "float64",
+    }  # fmt: skip
+    assert described(ready, "keep")["batch_norm_data"] == ""
 
 
 def test_a_placed_state_without_batch_norm_is_the_state_in_the_models_order():
