@@ -486,6 +486,7 @@ def test_the_model_is_left_as_it_was_also_on_errors():
         assert not any(parameter.requires_grad for parameter in model.parameters())
         assert all(parameter.grad is None for parameter in model.parameters())
         assert torch.backends.mha.get_fastpath_enabled()
+        assert torch.backends.cudnn.enabled
         assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
         assert torch.equal(state, torch.random.get_rng_state())
 

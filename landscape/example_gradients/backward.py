@@ -92,19 +92,17 @@ def example_gradients(
 @contextmanager
 def differentiable(model: nn.Module) -> Iterator[None]:
     """Gradients are recorded, and no layer takes a shortcut that has none."""
-    shortcuts = torch.backends.mha.get_fastpath_enabled()
-    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-    enabled = torch.backends.cudnn.enabled and not recurrent  # cuDNN's go back in training only
+    backends: Any = torch.backends
+    shortcuts, cudnn = backends.mha.get_fastpath_enabled(), backends.cudnn.enabled
     try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.backends.cudnn.flags(enabled=enabled),
-        ):
+        backends.mha.set_fastpath_enabled(False)
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            backends.cudnn.enabled = False  # its recurrent layers go back in training mode only
+        with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(shortcuts)
+        backends.mha.set_fastpath_enabled(shortcuts)
+        backends.cudnn.enabled = cudnn
 
 
 def check_ordinary(model: nn.Module) -> None:

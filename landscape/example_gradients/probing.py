@@ -263,7 +263,7 @@ def _objection(kind: str, name: str, together: _Observed, alone: _Observed) -> s
     calls = together.calls.get(name, 0)
     if calls != 1:
         return f"the layer runs {calls} times"
-    rows = alone.rows[name]
+    rows = alone.rows.get(name, 0)
     if together.rows[name] != EXAMPLES * rows or not _alike(together, alone, name):
         return "the examples are not along the first dimension of the layer's inputs"
     if rows > 1:
