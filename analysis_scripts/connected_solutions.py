@@ -10,7 +10,6 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-import torch
 import xarray as xr
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -20,6 +19,7 @@ from landscape import datasets, models
 from landscape.states import State
 from landscape.tables import table
 from landscape.task import Task, wrong
+from shared import trained
 
 cross_entropy = partial(F.cross_entropy, reduction="none")
 SYNTHETIC = "synthetic:classes=10,size=16,num_examples=2000"
@@ -50,7 +50,7 @@ def main() -> None:
         rows = []
         for pair in range(options.pairs):
             seeds = (2 * pair, 2 * pair + 1)
-            a, b = (trained(make(seed), data, seed, options.epochs) for seed in seeds)
+            a, b = (trained(make(seed), data, seed=seed, epochs=options.epochs) for seed in seeds)
             rows.append(barriers(task, a, b, options.curve_epochs))
             print(f"{name}, pair {pair}: {rows[-1]}", flush=True)
         print("\n" + summary(name, rows) + "\n", flush=True)
@@ -84,23 +84,6 @@ def summary(name: str, rows: list[dict[str, float]]) -> str:
         ]
         lines.append([column, *texts])
     return table(lines)
-
-
-def trained(model: nn.Module, data: datasets.Batches, seed: int, epochs: int) -> State:
-    """The weights after SGD with momentum, weight decay and a cosine schedule."""
-    order = np.random.default_rng(seed)
-    inputs = torch.cat([inputs for inputs, _ in data])
-    steps = -(-len(inputs) // 64)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * steps)
-    model.train()
-    for _ in range(epochs):
-        for index in np.array_split(order.permutation(len(inputs)), steps):
-            optimiser.zero_grad()
-            F.cross_entropy(model(inputs[index]), data.targets[index]).backward()
-            optimiser.step()
-            schedule.step()
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 if __name__ == "__main__":

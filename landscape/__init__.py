@@ -20,8 +20,10 @@ _WHERE = {
     "landscape.analyses.connectivity": ["connect"],
     "landscape.analyses.instability": ["instability"],
     "landscape.analyses.interpolation": ["barrier", "interpolate"],
+    "landscape.analyses.layers": ["compare_layers"],
     "landscape.analyses.surface": ["surface"],
     "landscape.analyses.trajectory": ["trajectory"],
+    "landscape.maths.similarity": ["cca", "cka", "procrustes", "pwcca", "rsa", "svcca"],
     "landscape.results": ["load", "save", "sweep"],
 }  # fmt: skip
 _HOME = {name: module for module, names in _WHERE.items() for name in names}
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from landscape.analyses.connectivity import connect as connect
     from landscape.analyses.instability import instability as instability
     from landscape.analyses.interpolation import barrier as barrier, interpolate as interpolate
+    from landscape.analyses.layers import compare_layers as compare_layers
     from landscape.analyses.surface import surface as surface
     from landscape.analyses.trajectory import trajectory as trajectory
     from landscape.checkpoints import (
@@ -52,6 +55,14 @@ if TYPE_CHECKING:
         polychain as polychain,
         random_plane as random_plane,
         simplex as simplex,
+    )
+    from landscape.maths.similarity import (
+        cca as cca,
+        cka as cka,
+        procrustes as procrustes,
+        pwcca as pwcca,
+        rsa as rsa,
+        svcca as svcca,
     )
     from landscape.results import load as load, save as save, sweep as sweep
     from landscape.task import Task as Task

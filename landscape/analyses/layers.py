@@ -30,7 +30,7 @@ from landscape.engine import exact_arithmetic
 from landscape.examples import Examples, arrange, pick_device, read, some
 from landscape.results import dataset
 from landscape.states import State, Stored
-from landscape.task import Task, random_state_kept
+from landscape.task import Task, random_state_kept, tasks_of
 
 States = Sequence[State | Stored]
 
@@ -58,7 +58,7 @@ SUFFIXES = {
 
 
 def compare_layers(
-    task: Task,
+    task: Task | Sequence[Task],
     a: State | Stored,
     b: State | Stored | None = None,
     *,
@@ -68,8 +68,9 @@ def compare_layers(
 ) -> xr.Dataset:
     """Compare each layer of one state with each layer of another (by default itself).
 
-    `other_model`: a skeleton of b, if it is another network than the task's; `other_layers`: its
-    layers, by default those of the same selection. The fields of `Comparison` are the options
+    Of several tasks the first gives the examples. `other_model`: a skeleton of b, if it is another
+    network than the task's; `other_layers`: its layers, by default those of the same selection. The
+    fields of `Comparison` are the options
     (`measure`, `layers`, `maps`, `blocks`, `device` ...).
 
     Returns, over (`layer`, `other_layer`), a variable for each measure with `*_stderr` (jackknife
@@ -85,10 +86,10 @@ def compare_layers(
     canonical correlations are forced.
     """
     how = comparison(options)
-    with _data(task, how) as (device, examples):
-        first = opened(task.model, a, examples, how, device=device)
+    with _data(task, how) as (model, device, examples):
+        first = opened(model, a, examples, how, device=device)
         second = opened(
-            other_model or task.model, a if b is None else b, examples, how,
+            other_model or model, a if b is None else b, examples, how,
             device=device, layers=other_layers,
         )  # fmt: skip
         num, others = len(first.layers), len(second.layers)
@@ -108,7 +109,7 @@ def compare_layers(
 
 
 def layer_convergence(
-    task: Task,
+    task: Task | Sequence[Task],
     checkpoints: States,
     final: State | Stored | None = None,
     *,
@@ -125,12 +126,12 @@ def layer_convergence(
     how = comparison(options)
     labels = steps_of(checkpoints) if steps is None else list(steps)
     rows: list[Variables] = []
-    with _data(task, how) as (device, examples):
+    with _data(task, how) as (model, device, examples):
         end = checkpoints[-1] if final is None else final
-        last = opened(task.model, end, examples, how, device=device)
+        last = opened(model, end, examples, how, device=device)
         num = len(last.layers)
         for checkpoint in checkpoints:
-            one = opened(task.model, checkpoint, examples, how, device=device)
+            one = opened(model, checkpoint, examples, how, device=device)
             groups = [[i, num + i] for i in range(num)]
             found = compared([one, last], groups, examples, how)
             rows.append(found.table([(i, 0, 1) for i in range(num)], (1, num)))
@@ -142,7 +143,7 @@ def layer_convergence(
 
 
 def layer_matrix(
-    task: Task,
+    task: Task | Sequence[Task],
     states: States,
     labels: Sequence[Any] | None = None,
     *,
@@ -165,14 +166,14 @@ def layer_matrix(
     how = comparison(options)
     chosen = list(range(len(states)) if rows is None else rows)
     bands: list[Variables] = []
-    with _data(task, how) as (device, examples):
+    with _data(task, how) as (model, device, examples):
         networks: dict[int, Network] = {}
         for band in _bands(chosen):
             parts = []
             for others in _bands(range(len(states))):
                 networks = {
                     k: networks[k] if k in networks
-                    else opened(task.model, states[k], examples, how, device=device)
+                    else opened(model, states[k], examples, how, device=device)
                     for k in dict.fromkeys((*band, *others))
                 }  # fmt: skip
                 places = {k: place for place, k in enumerate(networks)}
@@ -191,11 +192,11 @@ def layer_matrix(
     return _labelled(found, _joined(bands, 1), coords, analysis=kind, title=title)
 
 
-def layer_names(task: Task, state: State | Stored, **options: Any) -> list[str]:
+def layer_names(task: Task | Sequence[Task], state: State | Stored, **options: Any) -> list[str]:
     """The names of the layers that a comparison of this state would have."""
     how = comparison(options)
-    with _data(task, how) as (device, examples):
-        return opened(task.model, state, examples, how, device=device).names
+    with _data(task, how) as (model, device, examples):
+        return opened(model, state, examples, how, device=device).names
 
 
 @dataclass(frozen=True)
@@ -208,16 +209,21 @@ class Estimate:
 
 
 def estimate(
-    task: Task, state: State | Stored, num_networks: int = 2, *, joint: bool = True, **options: Any
+    task: Task | Sequence[Task],
+    state: State | Stored,
+    num_networks: int = 2,
+    *,
+    joint: bool = True,
+    **options: Any,
 ) -> Estimate:
     """Time a comparison of a state with itself on some of the examples.
 
     `num_networks` share their moments: of all layers `joint`, or layer by layer.
     """
     how = comparison(options)
-    with _data(task, how) as (device, examples):
+    with _data(task, how) as (model, device, examples):
         few = some(examples, slice(0, 2048), "contiguous", how.dtype)
-        one = opened(task.model, state, examples, how, device=device)
+        one = opened(model, state, examples, how, device=device)
         num = len(one.layers)
         groups = [list(range(2 * num))] if joint else [[i, num + i] for i in range(num)]
         start = time.perf_counter()
@@ -250,11 +256,13 @@ def _bands(numbers: Sequence[int]) -> list[Sequence[int]]:
 
 
 @contextmanager
-def _data(task: Task, how: Comparison) -> Iterator[tuple[torch.device, Examples]]:
-    """The device and the examples on it, with exact arithmetic and the random state kept."""
-    device = pick_device(how.device)
+def _data(
+    task: Task | Sequence[Task], how: Comparison
+) -> Iterator[tuple[nn.Module, torch.device, Examples]]:
+    """The model, the device and the examples on it, with exact arithmetic; of the first task."""
+    one, device = tasks_of(task)[0], pick_device(how.device)
     with exact_arithmetic(), random_state_kept():
-        yield device, arrange(read(task.data, device), "contiguous", how.dtype)
+        yield one.model, device, arrange(read(one.data, device), "contiguous", how.dtype)
 
 
 def _joined(tables: Sequence[Variables], axis: int) -> Variables:
