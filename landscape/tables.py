@@ -17,6 +17,10 @@ LENGTHS = ("distance", "length", "length_ratio")
 BESIDE = ("_stderr", "_chance", "_threshold", "_adjusted", "_unweighted", "_by_frequency")
 QUALITY = ("rank", "other_rank", "condition", "other_condition", "num_forced")
 NEAR = 0.9  # the similarity to its final state at which a layer counts as near it
+FISHER = ("labels", "likelihood", "batch_norm", "num_examples", "num_backwards", "not_counted")
+TRACES = ("trace", "trace_stderr")
+TOTALS = ("total", "total_stderr")
+QUADRATURE = ("nodes", "weights")
 
 
 def barrier_table(result: xr.Dataset) -> str:
@@ -107,6 +111,42 @@ def layers_table(result: xr.Dataset) -> str:
         pairs = (_average(result, name).sel(layer=layer).where(apart) for name in names)
         rows.append([str(layer), *map(_spread, pairs)])
     return table(rows) + f"\nmean [lowest, highest] over pairs of {other}s"
+
+
+def fisher_table(result: xr.Dataset) -> str:
+    """The trace of the Fisher information of each module and in total, with standard errors.
+
+    Through training: the total at each step, and where its peak is. The standard errors of the
+    tensors of a module are added, which is the most that theirs can be. Below: what was computed.
+    """
+    rows = _totals(result) if "step" in result["total"].dims else _modules(result)
+    said = []
+    for name in FISHER:
+        if name not in result.dims and result.attrs.get(name) not in (None, "", "null", "[]"):
+            said.append(f"{name.replace('_', ' ')}: {result.attrs[name]}")
+    return "\n".join([table(rows), ", ".join(said)]).rstrip()
+
+
+def spectrum_table(result: xr.Dataset) -> str:
+    """Eigenvalues with their residuals; through training the largest, and 2 / learning rate.
+
+    Of a spectral density: its ends, its mean, and the share of eigenvalues below zero, by more than
+    1e-6 of the largest magnitude; with standard errors over probes.
+    """
+    if "nodes" in result:
+        rows = _density(result)
+    elif "step" in result["eigenvalue"].dims:
+        rows = _largest(result)
+    else:
+        selections = _selections(result["eigenvalue"].isel(index=0, drop=True))
+        titles = [_row_name(where, "eigenvalue") for where in selections]
+        rows = [["index", *(text for title in titles for text in (title, "residual"))]]
+        for index in result["index"].values:
+            one = result.sel(index=index)
+            numbers = [float(one[name].sel(where)) for where in selections
+                       for name in ("eigenvalue", "residual")]  # fmt: skip
+            rows.append([str(index), *(f"{number:.5g}" for number in numbers)])
+    return f"{table(rows)}\nmatrix: {result.attrs.get('matrix', 'unknown')}"
 
 
 def result_text(result: xr.Dataset) -> str:
@@ -238,6 +278,79 @@ def _spread(values: xr.DataArray) -> str:
         return f"{values.item():.4f}"
     mean, low, high = (float(one) for one in (values.mean(), values.min(), values.max()))
     return f"{mean:.4f} [{low:.4f}, {high:.4f}]"
+
+
+def _modules(result: xr.Dataset) -> list[list[str]]:
+    """Trace, standard error and share of each module, in the order of their first tensors."""
+    selections = _selections(result["total"])
+    modules = list(dict.fromkeys(map(str, result["module"].values)))
+    titles = [_row_name(where, "trace ± standard error") for where in selections]
+    rows = [["module", "parameters", *(text for title in titles for text in (title, "share"))]]
+    for module in modules:
+        one = result.isel(tensor=np.flatnonzero(result["module"].values.astype(str) == module))
+        cells = [module or "(none)", str(int(one["num_parameters"].sum()))]
+        for where in selections:
+            trace, error = (float(one[n].sel(where).sum(skipna=False)) for n in TRACES)
+            total = float(result["total"].sel(where))
+            cells += [_with_error(trace, error), f"{trace / total:.1%}" if total else ""]
+        rows.append(cells)
+    whole = ["total", str(int(result["num_parameters"].sum()))]
+    for where in selections:
+        whole += [_with_error(*(float(result[n].sel(where)) for n in TOTALS)), ""]
+    return [*rows, whole]
+
+
+def _totals(result: xr.Dataset) -> list[list[str]]:
+    """The total at each step, and the step of its peak with its interval."""
+    selections = _selections(result["total"].isel(step=0, drop=True))
+    rows = [["step", *(_row_name(where, "trace ± standard error") for where in selections)]]
+    for step in result["step"].values:
+        one = result.sel(step=step)
+        cells = [_with_error(*(float(one[n].sel(where)) for n in TOTALS)) for where in selections]
+        rows.append([f"{step:g}", *cells])
+    if "peak_step" in result:
+        ends = [[float(result[f"peak_step{end}"].sel(where)) for end in ("", "_low", "_high")]
+                for where in selections]  # fmt: skip
+        rows.append(["peak at", *(f"{at:g} [{low:g}, {high:g}]" for at, low, high in ends)])
+    return rows
+
+
+def _largest(result: xr.Dataset) -> list[list[str]]:
+    """The largest eigenvalue at each step with its residual, and 2 / learning rate."""
+    known = result["eigenvalue"].fillna(-np.inf)
+    top = result.isel(index=known.argmax("index"))
+    selections = _selections(top["eigenvalue"].isel(step=0, drop=True))
+    limits = "learning_rate" in result
+    titles = [[_row_name(where, "largest ± residual"), *["2 / learning rate"] * limits]
+              for where in selections]  # fmt: skip
+    rows = [["step", *itertools.chain(*titles)]]
+    for step in result["step"].values:
+        cells = [f"{step:g}"]
+        for where in selections:
+            one = top.sel(step=step, **where)
+            cells.append(_with_error(float(one["eigenvalue"]), float(one["residual"])))
+            if limits:
+                rate = float(one["learning_rate"])
+                cells.append(f"{2 / rate:.4g}" if rate > 0 else "none")
+        rows.append(cells)
+    return rows
+
+
+def _density(result: xr.Dataset) -> list[list[str]]:
+    """The ends of a spectrum, its mean and its negative share, over probes."""
+    nodes, weights = (result[name].transpose("probe", "node").values for name in QUADRATURE)
+    counted = weights > 0
+    below = nodes < -1e-6 * abs(nodes[counted]).max()
+    rows = [["smallest", f"{nodes[counted].min():.4g}"], ["largest", f"{nodes[counted].max():.4g}"]]
+    for name, values in (("mean", nodes), ("share below zero", below)):
+        each = (weights * values).sum(1)
+        error = each.std(ddof=1) / np.sqrt(len(each)) if len(each) > 1 else np.nan
+        rows.append([name, _with_error(float(each.mean()), float(error))])
+    return rows
+
+
+def _with_error(value: float, error: float) -> str:
+    return f"{value:.4g}" + ("" if np.isnan(error) else f" ± {error:.2g}")
 
 
 def _end(point: xr.Dataset, measure: str) -> str:

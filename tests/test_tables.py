@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 
 from landscape.results import dataset
-from landscape.tables import barrier_table, layers_table, mapping_text, result_text, table
+from landscape.tables import (
+    barrier_table,
+    fisher_table,
+    layers_table,
+    mapping_text,
+    result_text,
+    spectrum_table,
+    table,
+)
 
 
 def line():
@@ -139,3 +147,86 @@ def test_what_has_no_table_of_layers():
         layers_table(line())
     with pytest.raises(ValueError, match="has no similarities over layer, other_layer"):
         layers_table(between_layers()[["num_forced"]])
+
+
+def words(text):
+    return [" ".join(row.split()) for row in text.split("\n")]
+
+
+def fisher(dims=(), **coords):
+    """Traces 3, 1 and 12, for each place twice those before; two tensors are of one module."""
+    sizes = tuple(len(coords[dim]) for dim in dims)
+    scale = 2.0 ** np.arange(np.prod(sizes, dtype=int)).reshape(sizes)
+    trace = np.multiply.outer(scale, np.array([3.0, 1.0, 12.0]))
+    variables = {
+        "trace": ((*dims, "tensor"), trace),
+        "trace_stderr": ((*dims, "tensor"), trace / 10),
+        "total": (dims, trace.sum(-1)),
+        "total_stderr": (dims, trace.sum(-1) / 20),
+        "num_parameters": ("tensor", [20, 5, 8]),
+    }
+    names = ["head.weight", "head.bias", "body.weight"]
+    coords |= {"tensor": names, "module": ("tensor", ["head", "head", "body"])}
+    attrs = {"labels": "exact", "batch_norm": "keep", "num_examples": 9, "not_counted": []}
+    return dataset(variables, coords, analysis="fisher trace", title="", **attrs)
+
+
+def test_the_table_of_the_trace_of_modules():
+    assert words(fisher_table(fisher())) == [
+        "module parameters trace ± standard error share",
+        "head 25 4 ± 0.4 25.0%",
+        "body 8 12 ± 1.2 75.0%",
+        "total 33 16 ± 0.8",
+        "labels: exact, batch norm: keep, num examples: 9",
+    ]
+    two = words(fisher_table(fisher(("labels",), labels=["exact", "observed"])))
+    columns = "exact trace ± standard error share observed trace ± standard error share"
+    assert two[0] == f"module parameters {columns}"
+    assert two[1] == "head 25 4 ± 0.4 25.0% 8 ± 0.8 25.0%"
+    assert two[-1] == "batch norm: keep, num examples: 9"
+
+
+def test_the_table_of_the_trace_through_training():
+    result = fisher(("run", "step"), run=["a", "b"], step=[0, 5])
+    assert words(fisher_table(result))[:3] == [
+        "step a trace ± standard error b trace ± standard error",
+        "0 16 ± 0.8 64 ± 3.2",
+        "5 32 ± 1.6 128 ± 6.4",
+    ]
+    for name, values in (("", [5.0, 5]), ("_low", [0.0, 5]), ("_high", [5.0, 5])):
+        result[f"peak_step{name}"] = ("run", values)
+    assert words(fisher_table(result))[3] == "peak at 5 [0, 5] 5 [5, 5]"
+
+
+def test_the_table_of_eigenvalues():
+    values = np.array([[4.0, -7.0], [1.0, 9.0]])
+    dims = ("step", "index")
+    variables = {"eigenvalue": (dims, values), "residual": (dims, abs(values) / 10)}
+    coords = {"step": [0, 3], "index": [0, 1]}
+    result = dataset(variables, coords, analysis="eigenvalues", title="", matrix="hessian")
+    assert words(spectrum_table(result.isel(step=0, drop=True))) == [
+        "index eigenvalue residual",
+        "0 4 0.4",
+        "1 -7 0.7",
+        "matrix: hessian",
+    ]
+    result["learning_rate"] = ("step", [0.1, 0.0])
+    assert words(spectrum_table(result))[:3] == [
+        "step largest ± residual 2 / learning rate",
+        "0 4 ± 0.4 20",
+        "3 9 ± 0.9 none",
+    ]
+
+
+def test_the_table_of_a_density():
+    nodes = np.array([[-1.0, 0, 4], [-1, 2, 5]])  # the second probe needed two steps
+    weights = np.array([[0.25, 0.5, 0.25], [0.5, 0.5, 0]])
+    variables = {"nodes": (("probe", "node"), nodes), "weights": (("probe", "node"), weights)}
+    result = dataset(variables, {}, analysis="spectral density", title="", matrix="fisher")
+    assert words(spectrum_table(result)) == [
+        "smallest -1",
+        "largest 4",
+        "mean 0.625 ± 0.12",
+        "share below zero 0.375 ± 0.12",
+        "matrix: fisher",
+    ]
