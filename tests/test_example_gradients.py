@@ -572,6 +572,8 @@ def test_another_way_through_the_model_is_refused():
             self.inner, self.how = nn.Linear(6, 6), "once"
 
         def forward(self, x):
+            if self.how == "never":
+                return x
             y = self.inner(x)
             if self.how == "twice":
                 y = self.inner(y)
@@ -581,7 +583,8 @@ def test_another_way_through_the_model_is_refused():
 
     model, inputs = private(Sometimes()), torch.randn(5, 6, dtype=torch.float64)
     rules = rules_for(model, inputs)
-    for how, match in (("twice", "'inner' ran twice"), ("in place", "'inner' changed in place")):
+    ways = {"twice": "ran twice", "in place": "changed in place", "never": "did not run"}
+    for how, match in ways.items():
         model.how = how
-        with pytest.raises(ValueError, match=f"{match}.*make the rules with inputs"):
+        with pytest.raises(ValueError, match=f"'inner' {match}.*make the rules with inputs"):
             example_gradients(model, rules, inputs, lambda y: torch.ones_like(y)[None])

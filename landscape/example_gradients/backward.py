@@ -69,6 +69,8 @@ def example_gradients(
         tape = _Tape(torch.zeros((), device=next(iter(own.values())).device, requires_grad=True))
         with _watched(model, rules, tape):
             outputs = checked_outputs(caller(model)(inputs), inputs)
+        if missing := rules.layers.keys() - tape.ran:
+            raise ValueError(f"the layer {min(missing)!r} did not run, {OTHER_WAY}")
         pulled = _checked_cotangents(cotangents(outputs.detach()), outputs)
         weights = pulled.new_ones(pulled.shape[:2]) if weights is None else weights
         for name in rules.counted:
