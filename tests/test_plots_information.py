@@ -48,7 +48,8 @@ def curves(ax):
 
 
 def entries(ax):
-    return [text.get_text() for text in ax.get_legend().get_texts()]
+    legend = ax.get_legend() or ax.get_figure().legends[0]
+    return [text.get_text() for text in legend.get_texts()]
 
 
 # --- the trace through training -------------------------------------------------------------------
@@ -113,7 +114,7 @@ def test_the_legend_covers_no_data_and_stays_in_the_figure(width):
     result = training(scales, error=("step", [0.9, 0.5, 0.2, 0.1]), deficit_start=0.0)
     fig = plots.figure(result, y=["total"], venue={3.25: "icml", 5.5: "iclr"}[width])
     fig.draw_without_rendering()
-    legend = fig.axes[0].get_legend().get_window_extent()
+    (legend,) = (one.get_window_extent() for one in fig.legends)
     assert legend.y0 >= fig.axes[0].get_window_extent().y1
     assert legend.x0 >= 0
     assert legend.x1 <= fig.bbox.x1

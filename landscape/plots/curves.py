@@ -110,24 +110,41 @@ def step_label(result: xr.Dataset) -> str:
 
 def legend_above(ax: Axes, common: str) -> None:
     """A legend that stands above the axes, headed by what all curves have in common."""
-    handles, entries = ax.get_legend_handles_labels()
-    if not entries:
+    if ax.get_legend_handles_labels()[1]:
+        width = float(ax.get_position().width)
+        _legend(ax, ax, common, width, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+    else:
         ax.set_title(common, loc="left", fontsize=mpl.rcParams["legend.fontsize"])
-        return
-    columns = legend_columns(ax, entries)
-    ax.legend(
-        handles, [fill(entry, LONGEST) for entry in entries], ncols=columns, loc="lower left",
-        bbox_to_anchor=(0, 1), borderaxespad=0.2, columnspacing=1.2, title=common or None,
-        title_fontsize=mpl.rcParams["legend.fontsize"], alignment="left",
-    )  # fmt: skip
 
 
-def legend_columns(ax: Axes, entries: Sequence[str]) -> int:
-    """How many entries stand side by side above the axes."""
+def lift_legend(ax: Axes) -> int:
+    """Move a legend from above the axes to the top of the figure, which is broader.
+
+    Gives the number of rows of text above the axes, for the height of the figure.
+    """
     figure: Any = ax.get_figure(root=True)
-    width = 72 * figure.get_figwidth() * ax.get_position().width
-    longest = min(LONGEST, max(map(len, entries)))
-    return min(len(entries), max(1, int(width / (30 + 3.3 * longest))))
+    legend = ax.get_legend()
+    if legend is None:
+        return len(ax.get_title(loc="left").splitlines())
+    common = legend.get_title().get_text()
+    legend.remove()
+    rows = _legend(figure, ax, common, 1.0, loc="outside upper left")
+    return rows + len(common.splitlines())
+
+
+def _legend(owner: Any, ax: Axes, common: str, share: float, **place: Any) -> int:
+    """A legend for axes in a share of the width of their figure; gives the number of its rows."""
+    handles, entries = ax.get_legend_handles_labels()
+    entries = [fill(entry, LONGEST) for entry in entries]
+    longest = max(len(line) for entry in entries for line in entry.splitlines())
+    width = 72 * share * owner.get_figure(root=True).get_figwidth()
+    columns = min(len(entries), max(1, int(width / (30 + 3.3 * longest))))
+    owner.legend(
+        handles, entries, ncols=columns, columnspacing=1.2, alignment="left",
+        title=common or None, title_fontsize=mpl.rcParams["legend.fontsize"], **place,
+    )  # fmt: skip
+    lines = max(len(entry.splitlines()) for entry in entries)
+    return -(-len(entries) // columns) * lines
 
 
 def _words(choice: str, value: Any) -> str:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from landscape.plots.curvature import density, eigenvalues, sharpness
-from landscape.plots.curves import choices, legend_columns
+from landscape.plots.curves import choices, lift_legend
 from landscape.plots.information import (
     by_module,
     fisher_layers,
@@ -41,15 +41,15 @@ def over_training(result: xr.Dataset, names: list[str], width: float) -> Figure:
     across = min(len(shown), max(1, int((width - 0.9) / 1.6)))
     down = -(-len(shown) // across)
     modules = by_module(result).sizes["module"]
-    each = float(np.clip(0.11 * modules, 0.5, 2.4))
+    each = max(float(np.clip(0.12 * modules, 0.5, 2.4)), 0.9 / down)  # a colour bar needs that
     heights = [1.7] * ("total" in names) + [each] * (down * len(maps))
     titles = max([0, *(len(_title(entry).splitlines()) for _, entry in shown)])
-    room = 0.65 * ("total" in names) + (0.1 + 0.15 * titles) * down * len(maps) + 0.5 * bool(maps)
+    room = 0.65 * ("total" in names) + (0.1 + 0.17 * titles) * down * len(maps) + 0.5 * bool(maps)
     fig = Figure(figsize=(width, sum(heights) + room))
     grid = fig.add_gridspec(len(heights), across, height_ratios=heights)
     if "total" in names:
         ax = fisher_trace(result, fig.add_subplot(grid[0, :]))
-        fig.set_figheight(fig.get_figheight() + 0.15 * _num_rows(ax))
+        fig.set_figheight(fig.get_figheight() + 0.15 * lift_legend(ax))
     panels: list[Axes] = []
     for number, name in enumerate(maps):
         top = len(heights) - down * (len(maps) - number)
@@ -77,7 +77,7 @@ def one_state(result: xr.Dataset, names: list[str], width: float) -> Figure:
         by, result = "module", by_module(result)
     fig = Figure(figsize=(width, 0.16 * result.sizes[by] + 0.9))
     ax = traces(result, fig.subplots(), by=by)
-    fig.set_figheight(fig.get_figheight() + 0.15 * _num_rows(ax))
+    fig.set_figheight(fig.get_figheight() + 0.15 * lift_legend(ax))
     return fig
 
 
@@ -89,24 +89,14 @@ def of_spectrum(result: xr.Dataset, names: list[str], width: float) -> Figure:
         draw = sharpness
     fig = Figure(figsize=(width, 0.62 * min(width, 4.5) + 0.4))
     ax = draw(result, fig.subplots())
-    fig.set_figheight(fig.get_figheight() + 0.15 * _num_rows(ax))
+    fig.set_figheight(fig.get_figheight() + 0.15 * lift_legend(ax))
     return fig
-
-
-def _num_rows(ax: Axes) -> int:
-    """The rows of text that stand above axes: of the legend with its title, or of the title."""
-    legend = ax.get_legend()
-    if legend is None:
-        return len(ax.get_title(loc="left").splitlines())
-    entries = [text.get_text() for text in legend.get_texts()]
-    lines = max(len(entry.splitlines()) for entry in entries)
-    title = legend.get_title().get_text().splitlines()
-    return -(-len(entries) // legend_columns(ax, entries)) * lines + len(title)
 
 
 def _title(entry: str | None) -> str:
     """What tells a panel apart, broken where it is too wide for it."""
-    return fill(entry or "", 26)
+    words = entry or ""
+    return words if len(words) <= 26 else "\n".join(fill(one, 30) for one in words.split(", "))
 
 
 def _layers(result: xr.Dataset, block: list[Axes], places: list[Any], shares: bool) -> None:
