@@ -1,4 +1,4 @@
-"""The main job on real data in under a minute: are two networks connected, by a line or a curve?
+"""The main job on real data in under a minute: are two networks connected, and are they alike?
 
 Read it as an example of how the package is used from Python.
 """
@@ -18,7 +18,11 @@ from tqdm import tqdm
 import landscape
 from landscape import datasets, models, plots, tables
 from landscape.analyses.connectivity import curve_of
+from landscape.analyses.layers import layer_convergence
 from landscape.task import Task, wrong
+
+EARLY = (1, 2, 4, 8, 16)  # steps, besides those at which an epoch begins
+LAYERS = "block*.conv,block*.relu,head.output"
 
 
 def run(
@@ -29,7 +33,7 @@ def run(
     curve_epochs: int = 60,
     points: tuple[int, int] = (31, 21),
 ) -> None:
-    """Train two networks on digits, and study the line, a curve and the plane between them."""
+    """Train two networks on digits; study what lies between them, and what their layers hold."""
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     progress = False if quiet else None
@@ -69,10 +73,23 @@ def run(
         progress=progress,
     )  # fmt: skip
 
+    _say(
+        "what the layers of both networks represent (debiased CKA on the test images), and when:\n"
+    )
+    layers = landscape.compare_layers(tasks[1], a, b, layers=LAYERS)
+    settled = layer_convergence(tasks[1], landscape.checkpoints(folder / "run-0"), layers=LAYERS)
+    print(tables.layers_table(layers), "\n")
+    print(tables.layers_table(settled), "\n")
+
     written = []
-    for name, result in {"line": line, "curve": curve, "plane": plane}.items():
+    results = {"line": line, "curve": curve, "plane": plane, "layers": layers, "settled": settled}
+    for name, result in results.items():
         written.append(landscape.save(result, folder / f"{name}.h5"))
-    figures = {"line": plots.figure(line), "connected": _figure(line, curve, plane)}
+    figures = {
+        "line": plots.figure(line),
+        "connected": _connected(line, curve, plane),
+        "layers": _layers(layers, settled),
+    }
     for name, figure in figures.items():
         for kind in ("pdf", "png"):
             written.append(plots.save_figure(figure, folder / f"{name}.{kind}"))
@@ -80,7 +97,7 @@ def run(
     _say(f"wrote {files} to {folder} in {time.perf_counter() - started:.0f} s")
 
 
-def _figure(line: xr.Dataset, curve: xr.Dataset, plane: xr.Dataset) -> Figure:
+def _connected(line: xr.Dataset, curve: xr.Dataset, plane: xr.Dataset) -> Figure:
     """The line and the trained curve, and the plane in which both lie."""
     with plots.paper_style():
         fig = Figure(figsize=(plots.WIDTHS["neurips"], 4.0))
@@ -99,6 +116,21 @@ def _figure(line: xr.Dataset, curve: xr.Dataset, plane: xr.Dataset) -> Figure:
         return fig
 
 
+def _layers(layers: xr.Dataset, settled: xr.Dataset) -> Figure:
+    """Layers of both networks with each other, and those of one on the way to its end."""
+    with plots.paper_style():
+        fig = Figure(figsize=(plots.WIDTHS["neurips"], 2.6))
+        left, right = fig.subplots(1, 2)
+        plots.similarity(layers, left)
+        left.set_title("two networks at their ends")
+        left.set_xlabel("seed 1")
+        left.set_ylabel("seed 0")
+        plots.convergence(settled, right)
+        right.set_title("seed 0 in training")
+        right.set_box_aspect(1)
+        return fig
+
+
 def _train(
     model: nn.Module,
     data: datasets.Batches,
@@ -109,21 +141,25 @@ def _train(
     quiet: bool,
     batch_size: int = 64,
 ) -> None:
-    """Plain SGD with momentum and a cosine schedule; a checkpoint at the start of each epoch."""
+    """Plain SGD with momentum and a cosine schedule; checkpoints at early steps and each epoch."""
     order = np.random.default_rng(seed)
     inputs = torch.cat([inputs for inputs, _ in data])
     steps = -(-len(inputs) // batch_size)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * steps)
+    kept = {*EARLY, *range(0, epochs * steps, steps)}
     model.train()
-    for epoch in tqdm(range(epochs), desc=f"seed {seed}", unit="epoch", disable=quiet or None):
-        landscape.save_checkpoint(model, folder, step=epoch * steps)
+    step = 0
+    for _ in tqdm(range(epochs), desc=f"seed {seed}", unit="epoch", disable=quiet or None):
         for index in np.array_split(order.permutation(len(inputs)), steps):
+            if step in kept:
+                landscape.save_checkpoint(model, folder, step=step)
             optimiser.zero_grad()
             F.cross_entropy(model(inputs[index]), data.targets[index]).backward()
             optimiser.step()
             schedule.step()
-    landscape.save_checkpoint(model, folder, step=epochs * steps)
+            step += 1
+    landscape.save_checkpoint(model, folder, step=step)
 
 
 def _say(text: str) -> None:
