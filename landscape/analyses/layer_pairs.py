@@ -16,17 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from landscape.activations import (
-    Layer,
-    Selector,
-    common_form,
-    few_inputs,
-    frequencies,
-    layers_of,
-    neurons,
-    rows_per_example,
-    stream,
-)
+from landscape.activations import stream
 from landscape.engine import with_state
 from landscape.examples import Examples, free_memory
 from landscape.maths.moments import Accumulator, Moments, memory_bytes, needs_exact
@@ -39,6 +29,16 @@ from landscape.maths.similarity import (
     pwcca_of,
     regression_of,
     svcca_of,
+)
+from landscape.selection import (
+    Layer,
+    Selector,
+    common_form,
+    few_inputs,
+    frequencies,
+    layers_of,
+    neurons,
+    rows_per_example,
 )
 from landscape.states import State, Stored, loaded, match
 
@@ -54,7 +54,7 @@ class Comparison:
 
     `measure`: one or several of cca, svcca, pwcca, cka, procrustes, regression, or functions of an
     `Overlap` by name. `layers`, `maps`, `channels_first`, `channels_last`: which layers, and what a
-    row of their activations is (`activations.layers_of`). `threshold` of the variance that SVCCA
+    row of their activations is (`selection.layers_of`). `threshold` of the variance that SVCCA
     keeps; `weights` of PWCCA; whether CKA is `debiased`. `blocks`: standard errors by the jackknife
     over so many blocks of examples, 0 for none. `correlations`: also keep the canonical ones.
     `exact`: running QR instead of moments; None: where the condition of a layer needs it, in a

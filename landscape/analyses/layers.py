@@ -16,7 +16,6 @@ import torch
 import xarray as xr
 from torch import nn
 
-from landscape.activations import Selector, frequencies, neurons
 from landscape.analyses.layer_pairs import (
     Comparison,
     Found,
@@ -29,6 +28,7 @@ from landscape.analyses.layer_pairs import (
 from landscape.engine import exact_arithmetic
 from landscape.examples import Examples, arrange, pick_device, read, some
 from landscape.results import dataset
+from landscape.selection import Selector, frequencies, neurons
 from landscape.states import State, Stored
 from landscape.task import Task, random_state_kept, tasks_of
 
@@ -81,7 +81,7 @@ def compare_layers(
     over frequencies weighted by multiplicity and power, `*_unweighted` that by multiplicity alone,
     and `*_by_frequency` has each.
 
-    Raises `ValueError` for layers that cannot be found or compared (see `activations`), for too few
+    Raises `ValueError` for layers that cannot be found or compared (see `selection`), for too few
     examples, and if the joint moments of the layers would not fit into memory. Warns if some
     canonical correlations are forced.
     """
