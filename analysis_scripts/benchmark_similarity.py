@@ -31,8 +31,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from landscape.maths.accumulator import Accumulator, memory_bytes
 from landscape.maths.minibatch import minibatch_cka
-from landscape.maths.moments import Accumulator, memory_bytes, needs_exact
+from landscape.maths.moments import needs_exact
 from landscape.maths.similarity import cca_of
 
 WIDTHS = [width for width in (16, 32, 64, 512) for _ in range(3)]

@@ -4,7 +4,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
-from landscape.maths.moments import Accumulator
+from landscape.maths.accumulator import Accumulator
 from landscape.maths.overlap import overlap, rows
 from landscape.maths.significance import (
     Null,

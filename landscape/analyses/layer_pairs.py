@@ -19,7 +19,8 @@ from torch import nn
 from landscape.activations import stream
 from landscape.engine import with_state
 from landscape.examples import Examples, free_memory
-from landscape.maths.moments import Accumulator, Moments, memory_bytes, needs_exact
+from landscape.maths.accumulator import Accumulator, memory_bytes
+from landscape.maths.moments import Moments, needs_exact
 from landscape.maths.overlap import Overlap
 from landscape.maths.significance import jackknife_estimate
 from landscape.maths.similarity import (

@@ -146,11 +146,8 @@ def centred(activations: Activations, *, name: str = "x") -> Tensor:
     largest = matrix.abs().amax(0)
     matrix = matrix - matrix[0]  # exact where an offset is large, so that the mean is too
     matrix = matrix - matrix.mean(0)
-    dtype, double = _dtype(activations), torch.finfo(torch.float64).eps
-    inexact = dtype.is_floating_point or dtype.is_complex
-    rounding = max(4 * double, torch.finfo(dtype).eps if inexact else 0.0)
     spread = torch.linalg.vector_norm(matrix, dim=0)
-    constant = spread <= len(matrix) ** 0.5 * rounding * largest
+    constant = spread <= len(matrix) ** 0.5 * rounding(_dtype(activations)) * largest
     return torch.where(constant, torch.zeros_like(matrix), matrix)
 
 
@@ -192,6 +189,12 @@ def relative_cut(dtype: torch.dtype) -> float:
     if precision < 1e-12:
         return 1e-10
     return precision if precision > 1e-6 else 8 * precision
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """What share of its mean a constant neuron may seem to vary by, given in a dtype."""
+    inexact = dtype.is_floating_point or dtype.is_complex
+    return max(4 * torch.finfo(torch.float64).eps, torch.finfo(dtype).eps if inexact else 0.0)
 
 
 def _dtype(activations: Activations) -> torch.dtype:

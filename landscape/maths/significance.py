@@ -114,7 +114,7 @@ def jackknife(
     """A standard error and an interval by leaving out one block of images at a time.
 
     `groups` (n,) names the image of each row; image k, in the order of the names, is in block
-    k mod `num_blocks`, as for `moments.Accumulator`. See `jackknife_estimate` for what the interval
+    k mod `num_blocks`, as for an `Accumulator`. See `jackknife_estimate` for what the interval
     says. Raises `ValueError` for fewer images than blocks, or fewer than two blocks.
     """
     value = float(measure(overlap(rows(x, name="x"), rows(y, name="y"))))
