@@ -159,7 +159,7 @@ def hessian_trace(
     for name, part in parts.items():
         slices[name] = slice(start, start := start + part.size)
     blocks = {"blocks": slices} if parts else {}
-    found = _on_products(
+    found = on_products(
         mean, matrix,
         lambda product: METHODS[method](
             product, mean.size, num_products=num_products, tolerance=tolerance,
@@ -226,7 +226,7 @@ def hessian_density(
         raise ValueError(f"width must be positive, got {width}")
     mean, attrs = mean_loss_at(task, state, **options)
     mean, variables = at_state(mean)
-    found = _on_products(
+    found = on_products(
         mean, matrix,
         lambda product: density(
             product, mean.size, num_probes=num_probes, num_steps=num_steps, seed=seed,
@@ -258,7 +258,7 @@ def hessian_density(
     )
 
 
-def _on_products(
+def on_products(
     mean: MeanLoss,
     matrix: str,
     work: Callable[[Product], Result],
@@ -302,7 +302,7 @@ def _eigenpairs(
         top_eigenvalues, size=mean.size, num=num, which=which, tolerance=tolerance,
         max_products=max_products, seed=seed, device=mean.device,
     )  # fmt: skip
-    return _on_products(mean, matrix, find, progress)
+    return on_products(mean, matrix, find, progress)
 
 
 def _eigenvalues(
