@@ -1,0 +1,256 @@
+"""Fisher information against loops over examples and all their labels, in float64."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from cases import Residual, cross_entropy, squared_error
+from numpy.testing import assert_allclose
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from landscape.analyses.fisher import fisher_diagonal, fisher_trace
+from landscape.analyses.fisher_sampling import drawn_points
+from landscape.datasets import Batches
+from landscape.engine import caller, with_state
+from landscape.evaluation import placed_state, prepare
+from landscape.task import Task
+
+CPU = torch.device("cpu")
+EXACT = {"device": "cpu", "dtype": torch.float64}
+
+
+class Twice(nn.Module):
+    """One layer used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.once, self.twice = nn.Linear(4, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.twice(torch.tanh(self.twice(torch.tanh(self.once(x)))))
+
+
+class Tied(nn.Module):
+    """An embedding tied to the output, and a bare table of positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.out = nn.Embedding(3, 4), nn.Linear(4, 3, bias=False)
+        self.out.weight = self.embed.weight
+        self.table = nn.Parameter(torch.rand(2, 4))
+
+    def forward(self, tokens):
+        return self.out(torch.tanh(self.embed(tokens) + self.table))
+
+
+class Attention(nn.Module):
+    """Attention over tokens, with a label for each."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm, self.out = nn.Embedding(3, 4), nn.LayerNorm(4), nn.Linear(4, 3)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, tokens):
+        x = self.norm(self.embed(tokens))
+        return self.out(x + self.attention(x, x, x, need_weights=False)[0])
+
+
+class GroupNormResidual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(2, 4, 3, padding=1), nn.Linear(4, 3)
+        self.branch = nn.Sequential(nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head((x + self.branch(x)).mean((2, 3)))
+
+
+def odd_convolutions():
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=2, dilation=2, groups=2), nn.Tanh(),
+        nn.Conv2d(4, 4, 3, padding="same", padding_mode="circular", groups=4), nn.Tanh(),
+        nn.Conv2d(4, 3, (1, 3), stride=2), nn.Tanh(), nn.Conv2d(3, 3, 3, padding="same"),
+        nn.ConvTranspose2d(3, 2, 2, stride=2), nn.Flatten(), nn.LazyLinear(3),
+    )  # fmt: skip
+
+
+def frozen():
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    model[0].weight.requires_grad_(False)
+    return model
+
+
+def tokens_loss(outputs, targets):
+    return F.cross_entropy(outputs.transpose(1, 2), targets, reduction="none").mean(1)
+
+
+def several_labels(outputs, targets):
+    return F.binary_cross_entropy_with_logits(outputs, targets, reduction="none").sum(1)
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Dropout(0.5), nn.Linear(5, 3))
+
+
+IMAGES, VECTORS, TOKENS = (2, 5, 5), (4,), (2,)
+NETS = {
+    "mlp": (mlp, VECTORS, "classes", cross_entropy),
+    "batch-norm": (Residual, IMAGES, "classes", cross_entropy),
+    "odd-convolutions": (odd_convolutions, IMAGES, "classes", cross_entropy),
+    "group-norm": (GroupNormResidual, IMAGES, "classes", cross_entropy),
+    "tied": (Tied, TOKENS, "tokens", tokens_loss),
+    "twice": (Twice, VECTORS, "classes", cross_entropy),
+    "attention": (Attention, TOKENS, "tokens", tokens_loss),
+    "regression": (mlp, VECTORS, "values", squared_error),
+    "multi-label": (mlp, VECTORS, "several", several_labels),
+    "frozen": (frozen, VECTORS, "classes", cross_entropy),
+}
+
+
+def task_of(name, num=7, batch_size=3):
+    make, shape, kind, loss = NETS[name]
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(num, *shape, generator=generator, dtype=torch.float64)
+    if kind == "tokens":
+        x = torch.randint(0, 3, (num, *shape), generator=generator)
+    y = {
+        "classes": torch.arange(num) % 3,
+        "tokens": torch.randint(0, 3, (num, 2), generator=generator),
+        "values": torch.randn(num, 3, generator=generator, dtype=torch.float64),
+        "several": torch.randint(0, 2, (num, 3), generator=generator).double(),
+    }[kind]
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = make()
+        if any(isinstance(module, nn.modules.lazy.LazyModuleMixin) for module in model.modules()):
+            model(x[:1].float())
+    state = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    for key, value in state.items():
+        if key.endswith("running_var"):
+            value.uniform_(0.5, 2, generator=generator)
+    return Task(name, model, loss, Batches(x, y, batch_size)), state
+
+
+def joint_labels(kind, outputs):
+    """Pairs of a probability and log p of joint labels, whose mean over labels is exact."""
+    outputs = outputs[0]
+    if kind == "values":  # two points for each output: exact for squares of linear functions
+        for signs in itertools.product((-1.0, 1.0), repeat=outputs.numel()):
+            y = outputs.detach() + torch.tensor(signs, dtype=outputs.dtype)
+            yield 0.5 ** outputs.numel(), -0.5 * (y - outputs).square().sum()
+    elif kind == "several":
+        for y in itertools.product((0.0, 1.0), repeat=outputs.numel()):
+            y = torch.tensor(y, dtype=outputs.dtype)
+            log_p = -F.binary_cross_entropy_with_logits(outputs, y, reduction="sum")
+            yield log_p.exp().item(), log_p
+    else:
+        logs = outputs.reshape(-1, outputs.shape[-1]).log_softmax(-1)
+        for y in itertools.product(range(logs.shape[1]), repeat=len(logs)):
+            log_p = sum(row[label] for row, label in zip(logs, y, strict=True))
+            yield log_p.exp().item(), log_p
+
+
+def brute_diagonal(task, state, labels):
+    """The mean over examples, and over all joint labels, of squared gradients."""
+    model = with_state(task.model, state, device=CPU, dtype=torch.float64)
+    wanted = [name for name, p in task.model.named_parameters() if p.requires_grad]
+    own = dict(model.named_parameters())
+    parameters = [own[name].requires_grad_() for name in wanted]
+    total = [torch.zeros_like(p) for p in parameters]
+    x, y = task.data.inputs, task.data.targets
+    for n in range(len(x)):
+        outputs = caller(model)(x[n : n + 1])
+        if labels == "observed":
+            terms = [(1.0, task.loss(outputs, y[n : n + 1])[0])]
+        else:
+            terms = joint_labels(NETS[task.name][2], outputs)
+        for weight, value in terms:
+            gradients = torch.autograd.grad(value, parameters, retain_graph=True)
+            for part, gradient in zip(total, gradients, strict=True):
+                part += weight * gradient.square() / len(x)
+    return dict(zip(wanted, total, strict=True))
+
+
+def placed(task, state, batch_norm):
+    ready = prepare(task, [state], batch_norm=batch_norm, **EXACT)
+    return placed_state(ready, state, batch_norm=batch_norm)
+
+
+@pytest.mark.parametrize("labels", ["exact", "observed"])
+@pytest.mark.parametrize("name", NETS)
+def test_traces_and_diagonals_are_those_of_a_loop_over_examples_and_labels(name, labels):
+    task, state = task_of(name)
+    for batch_norm in ("keep", "recalibrate") if name == "batch-norm" else ("keep",):
+        options = {"labels": labels, "batch_norm": batch_norm, **EXACT}
+        truth = brute_diagonal(task, placed(task, state, batch_norm), labels)
+        found = fisher_trace(task, state, **options)
+        assert list(found.tensor.values) == list(truth)
+        wanted = [value.sum().item() for value in truth.values()]
+        assert_allclose(found["trace"], wanted, rtol=1e-10, atol=1e-14)
+        assert_allclose(found["total"], sum(wanted), rtol=1e-10)
+        assert not found["trace_stderr"].any()
+        diagonal = fisher_diagonal(task, state, **options)
+        for key, value in truth.items():
+            assert_allclose(diagonal[key], value, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("scheme", ["importance", "plain"])
+@pytest.mark.parametrize("name", ["mlp", "attention", "regression", "multi-label"])
+def test_many_draws_of_labels_give_the_exact_trace(name, scheme):
+    task, state = task_of(name)
+    truth = fisher_trace(task, state, labels="exact", **EXACT)
+    found = fisher_trace(task, state, scheme=scheme, num_backwards=2_800, **EXACT)
+    assert found.attrs["num_backwards"] == 2_800
+    error = (found["trace"] - truth["trace"]) / found["trace_stderr"].clip(1e-12)
+    assert abs(error).max() < 4
+    assert_allclose(found["total"], truth["total"], rtol=0.1)
+    assert not found["trace_stderr_examples"].any()
+    assert_allclose(found["trace_stderr"], found["trace_stderr_labels"])
+
+
+@pytest.mark.parametrize("labels", ["sampled", "exact", "observed"])
+@pytest.mark.parametrize("num_backwards", [None, 12])
+def test_batches_do_not_matter(labels, num_backwards):
+    found = []
+    for batch_size in (1, 4, 64):
+        task, state = task_of("batch-norm", num=20, batch_size=batch_size)
+        options = {"labels": labels, "num_backwards": num_backwards, "seed": 3, **EXACT}
+        found.append(fisher_trace(task, state, **options))
+    for other in found[1:]:
+        for name in ("trace", "trace_stderr", "trace_stderr_labels", "total"):
+            assert_allclose(other[name], found[0][name], rtol=1e-9, atol=1e-14)
+
+
+def test_chosen_examples_and_labels_have_errors_of_two_parts():
+    task, state = task_of("mlp", num=40)
+    found = fisher_trace(task, state, num_backwards=40, **EXACT)
+    assert found.attrs["num_backwards"] == 40
+    assert_allclose(
+        found["trace_stderr"] ** 2,
+        found["trace_stderr_labels"] ** 2 + found["trace_stderr_examples"] ** 2,
+    )
+    assert (found["trace_stderr_examples"] > 0).any()
+    exact = fisher_trace(task, state, labels="exact", num_backwards=60, **EXACT)
+    assert exact.attrs["num_backwards"] == 60
+    assert not exact["trace_stderr_labels"].any()
+
+
+def test_drawn_examples_are_unbiased_and_show_their_variance():
+    generator = np.random.default_rng(0)
+    sizes = generator.gamma(0.3, size=50)
+    values = sizes * generator.uniform(0.5, 1.5, 50) + 0.01
+    values[0], sizes[1] = 0.2, 0.0
+    means, variances = [], []
+    for seed in range(3000):
+        points = drawn_points(sizes, 20, seed=seed)
+        terms = points.weights * values[points.numbers]
+        pairs = terms[np.argsort(points.strata, kind="stable")].reshape(-1, 2)
+        means.append(terms.sum())
+        variances.append(((pairs[:, 0] - pairs[:, 1]) ** 2).sum())
+    error = np.std(means) / np.sqrt(len(means))
+    assert abs(np.mean(means) - values.mean()) < 4 * error
+    assert_allclose(np.mean(variances), np.var(means), rtol=0.1)
