@@ -1,0 +1,15 @@
+"""Making the runs whose checkpoints the analyses study: nothing here knows an analysis."""
+
+from landscape.experiments.runs import (
+    At as At,
+    Branch as Branch,
+    Clock as Clock,
+    During as During,
+    Every as Every,
+    Run as Run,
+    RunView as RunView,
+    Seeds as Seeds,
+    Window as Window,
+    cross_entropy as cross_entropy,
+    log_spaced as log_spaced,
+)
