@@ -164,6 +164,7 @@ def sweep(
     executor: Executor | None = None,
     progress: bool | None = False,
     overwrite: bool = False,
+    tolerant: bool = False,
     **attrs: Any,
 ) -> xr.Dataset:
     """Compute a dataset along one dimension, chunk by chunk, into a file that is always complete.
@@ -177,7 +178,7 @@ def sweep(
 
     With an `executor`, chunks of `chunk` values go to its workers, and commits are `seconds` apart.
     Points whose task failed there have the status failed, the attribute `failures` says why, and
-    the next call tries them again.
+    the next call tries them again. If `tolerant`, that also holds for work in this process.
 
     Raises `ResultError` for another plan, a second writer or an output that cannot be written;
     `WorkerLost` if the executor broke down, with everything finished before on disk.
@@ -215,7 +216,7 @@ def sweep(
             disable=None if progress is None else not progress,
             file=sys.stderr,
         )
-        done = _chunks(compute, values, pending, chunk, seconds, executor)
+        done = _chunks(compute, values, pending, chunk, seconds, executor, tolerant)
         with bar, contextlib.closing(done):
             committed, behind = time.perf_counter(), False
             try:
@@ -239,6 +240,7 @@ def _chunks(
     chunk: int,
     seconds: float,
     executor: Executor | None,
+    tolerant: bool,
 ) -> Generator[tuple[np.ndarray, xr.Dataset | BaseException], None, None]:
     """Pairs of indices and what was computed for them; here in chunks that grow to `seconds`."""
     if executor is not None:
@@ -252,7 +254,16 @@ def _chunks(
     while start < len(pending):
         indices = pending[start : start + size]
         begin = time.perf_counter()
-        part = compute(values[indices])
+        part: xr.Dataset | BaseException
+        try:
+            part = compute(values[indices])
+        except Exception as error:
+            if not tolerant:
+                raise
+            if len(indices) > chunk:  # one of them; the others are good
+                size = chunk
+                continue
+            part = error
         rate = (time.perf_counter() - begin) / len(indices)
         yield indices, part
         start += size

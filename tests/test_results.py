@@ -22,6 +22,7 @@ from archives import make_v1
 from filelock import FileLock
 from hypothesis import given, settings, strategies as st
 from jobs import PLAN, VALUES, python, same, squares, sweep, until
+from numpy.testing import assert_array_equal
 
 from landscape import results
 from landscape.execution import Outcome, WorkerLost
@@ -767,3 +768,31 @@ def test_neither_order_nor_size_of_chunks_matters(data, chunk):
         result = sweep(path, executor=Shuffled(order), chunk=chunk, seconds=60.0)
         assert same(result.drop_vars("status"), squares(VALUES))
         assert same(load(path), result)
+
+
+def test_tolerant_work_goes_on_after_values_that_fail(tmp_path):
+    def picky(values):
+        if 3.0 in values:
+            raise ValueError("not three")
+        return xr.Dataset({"y": ("x", values**2)}, coords={"x": values})
+
+    options = {"plan": {}, "title": "squares", "analysis": "squares", "seconds": 1e9}
+    over = {"x": np.arange(6.0)}
+    with pytest.raises(ValueError, match="not three"):
+        results.sweep(picky, over, output=tmp_path / "strict.h5", **options)
+    for chunk in (1, 4):
+        result = results.sweep(
+            picky, over, output=tmp_path / f"{chunk}.h5", chunk=chunk, tolerant=True, **options
+        )
+        failed = (result["status"] == FAILED).values
+        assert failed.tolist() == [False] * 3 * (chunk == 1) + [True] * (4 if chunk == 4 else 1) + (
+            [False] * 2
+        )
+        assert_array_equal(result["y"][~failed], over["x"][~failed] ** 2)
+        assert "not three" in result.attrs["failures"]
+    mended = results.sweep(
+        lambda values: xr.Dataset({"y": ("x", values**2)}, coords={"x": values}),
+        over, output=tmp_path / "1.h5", tolerant=True, **options,
+    )  # fmt: skip
+    assert (mended["status"] == OK).all()
+    assert "failures" not in mended.attrs

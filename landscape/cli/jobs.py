@@ -172,6 +172,7 @@ def sweep(
     analysis: str,
     width: int = 1,
     chunk: int | None = None,
+    tolerant: bool = False,
     **attrs: Any,
 ) -> "xr.Dataset":
     """Compute a result along one dimension into the output, or go on with it.
@@ -204,6 +205,7 @@ def sweep(
             executor=executor,
             progress=False if options.quiet else None,
             overwrite=options.overwrite,
+            tolerant=tolerant,
             **attrs,
         )
 

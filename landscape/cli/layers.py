@@ -57,7 +57,7 @@ def layers(options: argparse.Namespace) -> bool:
         options, job, _rows, {"layer": names} if kind == "pair" else over,
         plan=plan(job), title=f"Comparison of {len(names)} layers",
         analysis=analysis.get(kind, "layers"),
-        chunk={"pair": len(names), "final": 1}.get(kind, HELD),
+        chunk={"pair": len(names), "final": 1}.get(kind, HELD), tolerant=kind == "final",
     )  # fmt: skip
     if not options.quiet:
         from landscape import tables
