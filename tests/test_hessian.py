@@ -225,6 +225,8 @@ def test_probes_are_drawn_until_the_tolerance_is_met():
     few = hessian_trace(ready, state, tolerance=1e-4, num_products=8, max_products=20)
     assert few.attrs["converged"] == "false"
     assert few.attrs["num_products"] == 20
+    without = hessian_trace(ready, state, tolerance=None, num_products=8, max_products=2)
+    assert without.attrs["num_products"] == 8
 
 
 # --- Hessian and Fisher information ---------------------------------------------------------------

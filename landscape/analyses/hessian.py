@@ -140,8 +140,8 @@ def hessian_trace(
     spent; None: `num_products` are spent. The estimators are described in `maths.traces`.
 
     Returns `trace` and `trace_stderr`; with layers these are along `block`, and `total` and
-    `total_stderr` are the trace over all of the blocks. Also `num_parameters`, and `loss` and
-    `gradient_norm` at the state. The attribute `converged` says whether the tolerance was met.
+    `total_stderr` are the trace over all of the blocks, which have `num_parameters`. Also `loss`
+    and `gradient_norm` at the state. The attribute `converged` says whether the tolerance was met.
 
     Raises `ValueError` as `hessian_eigenvalues`, for an unknown method, and for layers with a
     method other than `"hutchinson"`.
@@ -159,11 +159,12 @@ def hessian_trace(
     for name, part in parts.items():
         slices[name] = slice(start, start := start + part.size)
     blocks = {"blocks": slices} if parts else {}
+    most = None if tolerance is None else max_products
     found = on_products(
         mean, matrix,
         lambda product: METHODS[method](
             product, mean.size, num_products=num_products, tolerance=tolerance,
-            max_products=max_products, seed=seed, device=mean.device, **blocks,
+            max_products=most, seed=seed, device=mean.device, **blocks,
         ),
         progress,
     )  # fmt: skip
