@@ -52,7 +52,8 @@ def gradient_noise(
     `num_groups`: for standard errors the examples are put into so many groups at random, each of
     which is left out in turn (the jackknife); one vector of parameters is kept for each. Data that
     do not fit into memory are grouped by their own batches. Further `options` are those of
-    `mean_loss_at`.
+    `mean_loss_at`. In a linear regression, 95 % t intervals held the truth in 0.93 to 0.95 of 400
+    draws of 300 examples, and in 0.84 to 0.97 of those of 60.
 
     Returns the three along `tensor` (with coordinate `module`), for all parameters together as
     `total_covariance_trace` and so on, each with `*_stderr`; and `num_parameters`, the `rule` of
