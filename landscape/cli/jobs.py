@@ -210,6 +210,23 @@ def sweep(
         )
 
 
+def whole(
+    options: argparse.Namespace, plan: Mapping[str, Any], compute: "Callable[[], xr.Dataset]"
+) -> "xr.Dataset":
+    """A result that is computed at one go into the output; one that is there stays as it is."""
+    from landscape import results
+
+    output = Path(options.output)
+    plan = {**plan, "schema_version": results.SCHEMA_VERSION}
+    if output.exists() and not options.overwrite:
+        found = results.load(output)
+        results.check_plan(found, json.loads(json.dumps(plan, default=str)), output)
+        return found
+    result = compute().assign_attrs(plan=json.dumps(plan, default=str))
+    results.save(result, output)
+    return result
+
+
 def has_failed(result: "xr.Dataset") -> bool:
     """Whether points failed on a worker; the same command tries them again."""
     from landscape.results import STATUS

@@ -327,6 +327,48 @@ def layers(verb: Verb) -> None:
     _work(verb)
 
 
+def hessian(verb: Verb) -> None:
+    """Options of `hessian`."""
+    _checkpoints(verb)
+    _task(verb)
+    verb.add_argument(
+        "--what", choices=("eigenvalues", "trace", "density"), default="eigenvalues",
+        help="a density takes one checkpoint (%(default)s)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--matrix", choices=("hessian", "gauss-newton"), default="hessian", help="(%(default)s)"
+    )
+    verb.add_argument(
+        "--layers", nargs="+", metavar="NAME",
+        help="diagonal blocks instead of the whole: each (module), blocks, or names and patterns",
+    )  # fmt: skip
+    verb.add_argument("--num", type=count, default=5, help="eigenvalues (%(default)s)")
+    verb.add_argument(
+        "--which", choices=("largest", "magnitude", "both ends"), default="largest",
+        help="eigenvalues (%(default)s)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--tolerance", type=float,
+        help="relative residual of eigenvalues (1e-4), relative standard error of a trace (0.05)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--method", choices=("hutchinson", "hutch++", "xtrace"), default="hutchinson",
+        help="of the trace (%(default)s)",
+    )  # fmt: skip
+    verb.add_argument("--num-probes", type=count, default=10, help="of the density (%(default)s)")
+    verb.add_argument(
+        "--num-steps", type=count, default=80, help="products for each probe (%(default)s)"
+    )
+    verb.add_argument("--log", action="store_true", help="the density by decades")
+    verb.add_argument(
+        "--learning-rate", type=float, help="to draw 2 / rate beside the largest eigenvalue"
+    )
+    verb.add_argument("--seed", type=int, default=0, help="of random vectors (%(default)s)")
+    _evaluation(verb)
+    _loading(verb)
+    _work(verb)
+
+
 def plot(verb: Verb) -> None:
     """Options of `plot`."""
     verb.add_argument("results", help="results file (HDF5)")
@@ -369,6 +411,17 @@ def validate(verb: Verb) -> None:
 def _ends(verb: Verb) -> None:
     verb.add_argument("a", help="checkpoint at t = 0: a file, or a folder in a known format")
     verb.add_argument("b", help="checkpoint at t = 1")
+
+
+def _checkpoints(verb: Verb) -> None:
+    verb.add_argument(
+        "checkpoints", nargs="+",
+        help="a checkpoint, a folder of checkpoints, or checkpoints in their order",
+    )  # fmt: skip
+    verb.add_argument(
+        "--pattern",
+        help="which files of the folder: a glob, or a regular expression with a group step",
+    )
 
 
 def _task(verb: Verb) -> None:

@@ -20,6 +20,7 @@ from landscape.cli.jobs import (
     states,
     sweep,
     tasks,
+    whole,
     writable,
 )
 from landscape.cli.runs import run_of
@@ -51,9 +52,9 @@ def surface(options: argparse.Namespace) -> bool:
     )  # fmt: skip
     from landscape.analyses.surface import finished
 
-    whole = plan(job) | {f: _digest(options, f) for f in ("curve", "refine")}
+    inputs = plan(job) | {f: _digest(options, f) for f in ("curve", "refine")}
     grid = _surface_plan(job)
-    return _swept_surface(options, job, output, grid, whole, lambda rows: finished(rows, grid))
+    return _swept_surface(options, job, output, grid, inputs, lambda rows: finished(rows, grid))
 
 
 def trajectory(options: argparse.Namespace) -> bool:
@@ -67,24 +68,18 @@ def trajectory(options: argparse.Namespace) -> bool:
         options, files, steps=steps, origin=options.origin, sizes=options.points,
         margin=options.margin, tsne=options.tsne, seed=options.seed, path_only=options.path_only,
     )  # fmt: skip
-    from landscape import results
     from landscape.analyses.surface import finished
     from landscape.analyses.trajectory import with_surface
 
     if options.dry_run and options.path_only:
         print(f"{len(files)} checkpoints are read, and nothing is evaluated")
         return True
-    whole = plan(job, [str(step) for step in steps])
+    inputs = plan(job, [str(step) for step in steps])
     if options.path_only:
-        whole["schema_version"] = results.SCHEMA_VERSION
-        if output.exists() and not options.overwrite:
-            results.check_plan(results.load(output), whole, output)
-        path = _path(job).assign_attrs(plan=json.dumps(whole))
-        results.save(path, output)
-        return finish(path, output)
+        return finish(whole(options, inputs, lambda: _path(job)), output)
     path, grid = _path(job), _trajectory_plan(job)
     return _swept_surface(
-        options, job, output, grid, whole, lambda rows: with_surface(path, finished(rows, grid))
+        options, job, output, grid, inputs, lambda rows: with_surface(path, finished(rows, grid))
     )
 
 
@@ -93,7 +88,7 @@ def _swept_surface(
     job: Job,
     output: Path,
     grid: "SurfacePlan",
-    whole: dict[str, Any],
+    inputs: dict[str, Any],
     complete: "Callable[[xr.Dataset], xr.Dataset]",
 ) -> bool:
     """Evaluate the rows of a grid into the output, and add what belongs to the whole."""
@@ -107,7 +102,7 @@ def _swept_surface(
         return dry(job, width * len(grid.axes[0]))
     rows = sweep(
         options, job, _rows, {grid.family.coordinates[0]: grid.axes[0]},
-        plan=whole, title=f"Surface of {shape} points", analysis="surface", width=width,
+        plan=inputs, title=f"Surface of {shape} points", analysis="surface", width=width,
     )  # fmt: skip
     if "axis" not in rows.dims and not has_failed(rows):  # otherwise it was complete before
         rows = complete(rows)

@@ -121,7 +121,7 @@ def _suited(result: xr.Dataset, kind: str | None) -> tuple[panels.Draw, list[str
         (None, partial(panels.trajectory, view="tsne"), ["tsne"] * ("tsne_x" in result)),
         (None, panels.heatmaps, measures(result, ("layer", "t"))),
         *((None, partial(panels.along, x=x), measures(result, (x,))) for x in ("t", "state", "x")),
-        (None, partial(panels.along, x="step"), ["path_x"] * ("path_x" in result)),
+        (None, partial(panels.along, x="step"), _along_steps(result)),
     ]
     for wanted, draw, names in choices:
         if wanted == kind and names:
@@ -173,6 +173,11 @@ def _through_training(result: xr.Dataset) -> list[str]:
     """What a result has of the information in the weights along steps: total, layers, shares."""
     layers = "trace" in result and {"step", "tensor"} <= {*result["trace"].dims}
     return ["total", "trace", "shares"] if layers and "total" in result else []
+
+
+def _along_steps(result: xr.Dataset) -> list[str]:
+    """What is drawn against steps alone: a path in one dimension, or a trace."""
+    return [name for name in ("path_x", "trace") if name in result and "step" in result[name].dims]
 
 
 def _of_one_state(result: xr.Dataset) -> list[str]:
