@@ -88,7 +88,7 @@ def fisher_trace(
     example whose output or gradient is not finite.
     """
     how = Sampling(labels, likelihood, scheme, num_backwards, tolerance, seed)
-    ready = prepared(task, state, batch_norm, batch_norm_examples, device, dtype)
+    ready = prepared(task, state, [batch_norm], batch_norm_examples, device, dtype)
     with gradients_allowed():
         probe = probe_at(ready, placed_state(ready, state, batch_norm=batch_norm), how)
         found = estimated(probe)
@@ -122,7 +122,7 @@ def fisher_diagonal(
     how = Sampling(**options)
     if how.tolerance is not None:
         raise ValueError("fisher_diagonal has no standard error to meet a tolerance: leave it out")
-    ready = prepared(task, state, batch_norm, batch_norm_examples, device, dtype)
+    ready = prepared(task, state, [batch_norm], batch_norm_examples, device, dtype)
     with gradients_allowed():
         probe = probe_at(ready, placed_state(ready, state, batch_norm=batch_norm), how)
         points, draws, _ = planned(probe)
@@ -146,17 +146,18 @@ def fisher_diagonal(
 def prepared(
     task: Tasks,
     state: State | Stored,
-    batch_norm: str | None,
+    policies: Sequence[str | None],
     batch_norm_examples: int | None,
     device: str | torch.device,
     dtype: torch.dtype,
 ) -> Prepared:
     """The data on the device, checked; raises `ValueError` for a policy that is for lines only."""
-    if batch_norm not in POLICIES:
-        raise ValueError(f"batch_norm must be 'recalibrate' or 'keep', got {batch_norm!r}")
+    for policy in policies:
+        if policy not in POLICIES:
+            raise ValueError(f"batch_norm must be 'recalibrate' or 'keep', got {policy!r}")
     return prepare(
-        task, [loaded(state)], device=device, dtype=dtype,
-        batch_norm=batch_norm, batch_norm_examples=batch_norm_examples,
+        task, [loaded(state)], device=device, dtype=dtype, batch_norm_examples=batch_norm_examples,
+        batch_norm="keep" if set(policies) == {"keep"} else None,
     )  # fmt: skip
 
 

@@ -44,6 +44,8 @@ UNIFORM = 0.1  # share of the examples that are drawn whatever their uncertainty
 TRIED = 8  # examples from which rules and likelihood are found
 GROWTH = 4  # by which a sample grows at most before its standard error is looked at again
 
+_fastest: dict[Any, tuple[str, int]] = {}  # ways of rules, by shape: measured once in a process
+
 
 class NonFiniteError(ValueError):
     """An output or a gradient of an example is not finite."""
@@ -152,10 +154,11 @@ def probe_at(ready: Prepared, state: State, how: Sampling, rules: Rules | None =
     model = with_state(task.model, state, device=ready.device, dtype=ready.dtype)
     inputs, targets = next(_batches(examples, TRIED))
     outputs = caller(model)(inputs)
+    if isinstance(outputs, Tensor):
+        _check_finite(task, outputs[None], np.arange(len(outputs)), "output")
     if rules is None:
         counted = [name for name, p in task.model.named_parameters() if p.requires_grad]
-        rules = rules_for(model, inputs, counted=counted)
-    _check_finite(task, outputs.flatten(1)[None], np.arange(len(outputs)), "output")
+        rules = replace(rules_for(model, inputs, counted=counted), choices=_fastest)
     _check_labels(task, outputs, examples)
     likelihood, num = None, 1
     if how.labels != "observed":
@@ -180,6 +183,11 @@ def planned(probe: Probe) -> tuple[Points, int, Array]:
         return _everything(num), max(DRAWS, DRAWS * wanted // num), np.zeros(0)
     sizes = uncertainties(probe)
     return drawn_points(sizes, wanted, seed=how.seed), DRAWS, sizes
+
+
+def some_points(points: Points, num: int) -> Points:
+    """The first points; a mean over all of them it no longer is."""
+    return Points(points.numbers[:num], points.occurrences[:num], points.weights[:num])
 
 
 def _everything(num: int) -> Points:
@@ -294,9 +302,9 @@ def uncertainties(probe: Probe) -> Array:
     for inputs, targets in _batches(probe.examples, probe.batch_size):
         outputs = caller(probe.model)(inputs)
         numbers = np.arange(first, first + len(outputs))
-        _check_finite(probe.task, outputs.flatten(1)[None], numbers, "output")
+        _check_finite(probe.task, outputs[None], numbers, "output")
         if probe.likelihood is None:
-            lengths = observed(probe, outputs, targets).double().flatten(1).square().sum(1)
+            lengths = _squares(observed(probe, outputs, targets))
         else:
             counted = counted_positions(probe.likelihood, outputs, targets)
             lengths = uncertainty(probe.likelihood, outputs, counted)
@@ -433,6 +441,10 @@ def _batches_of(
 
 
 # --- checks ---------------------------------------------------------------------------------------
+
+
+def _squares(cotangents: Tensor) -> Tensor:
+    return cotangents.double().reshape(len(cotangents), -1).square().sum(1)
 
 
 def _check_finite(task: Task, values: Tensor | Array, numbers: Numbers, what: str) -> None:
