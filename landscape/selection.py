@@ -161,7 +161,8 @@ def common_form(layers: Iterable[Layer], maps: str) -> str:
     _check_positions(layers, maps)
     grids: dict[tuple[int, ...], list[str]] = {}
     for layer in layers:
-        grids.setdefault(layer.grid, []).append(layer.name)
+        names = grids.setdefault(layer.grid, [])
+        names += [layer.name] if layer.name not in names else []
     shapes = ", ".join(f"{_times(grid)} ({shown(names, 2)})" for grid, names in grids.items())
     if len({len(grid) for grid in (*grids, *((wanted,) if wanted else ()))}) > 1:
         raise ValueError(

@@ -15,12 +15,14 @@ from landscape.analyses.interpolation import barrier
 KINDS = ("chord", "mean", "max")
 LENGTHS = ("distance", "length", "length_ratio")
 BESIDE = ("_stderr", "_chance", "_threshold", "_adjusted", "_unweighted", "_by_frequency")
-QUALITY = ("rank", "other_rank", "condition", "other_condition", "num_forced")
+QUALITY = ("rank", "other_rank", "condition", "other_condition", "num_forced", "exact")
 NEAR = 0.9  # the similarity to its final state at which a layer counts as near it
 FISHER = ("labels", "likelihood", "batch_norm", "num_examples", "num_backwards", "not_counted")
 TRACES = ("trace", "trace_stderr")
 TOTALS = ("total", "total_stderr")
 QUADRATURE = ("nodes", "weights")
+MOVES = ("weight_norm", "distance_initial", "cosine_initial", "signs_initial")
+LANDMARKS = ("reached", "steepest", "minimum", "plateau")
 
 
 def barrier_table(result: xr.Dataset) -> str:
@@ -147,6 +149,31 @@ def spectrum_table(result: xr.Dataset) -> str:
                        for name in ("eigenvalue", "residual")]  # fmt: skip
             rows.append([str(index), *(f"{number:.5g}" for number in numbers)])
     return f"{table(rows)}\nmatrix: {result.attrs.get('matrix', 'unknown')}"
+
+
+def dynamics_table(result: xr.Dataset) -> str:
+    """How far each layer and all weights went from the initial state: length, angle and signs.
+
+    At the last step that was finished; of several runs mean, lowest and highest. Below: what
+    happens to the learning curve, and when.
+    """
+    done = result["total_weight_norm"].dropna("step", how="all")["step"].values
+    if not done.size:
+        return "no step is finished"
+    first, last = result.sel(step=done[0]), result.sel(step=done[-1])
+    titles = [f"norm at step {done[0]}", f"at {done[-1]}", "distance", "cosine", "same signs"]
+    rows = [["layer", "parameters", *titles]]
+    for layer in [*result["layer"].values, None]:
+        prefix, where = ("total_", {}) if layer is None else ("", {"layer": layer})
+        values = [first[f"{prefix}weight_norm"], *(last[prefix + name] for name in MOVES)]
+        num = int(result["num_weights"].sel(where).sum())
+        name = "total" if layer is None else str(layer)
+        rows.append([name, str(num), *(_spread(one.sel(where)) for one in values)])
+    lines = [table(rows)]
+    if "landmark_reached" in result:
+        for where in _selections(result["landmark_reached"]):
+            lines.append(_landmarks(result.sel(where), _row_name(where, result.attrs["measure"])))
+    return "\n".join(lines)
 
 
 def result_text(result: xr.Dataset) -> str:
@@ -278,6 +305,16 @@ def _spread(values: xr.DataArray) -> str:
         return f"{values.item():.4f}"
     mean, low, high = (float(one) for one in (values.mean(), values.min(), values.max()))
     return f"{mean:.4f} [{low:.4f}, {high:.4f}]"
+
+
+def _landmarks(one: xr.Dataset, curve: str) -> str:
+    """What happens to one learning curve."""
+    steps = {name: float(one[f"landmark_{name}"]) for name in LANDMARKS}
+    at = {name: "never" if np.isnan(step) else f"step {step:g}" for name, step in steps.items()}
+    return (
+        f"{curve}: at most {float(one['landmark_threshold']):.4g} from {at['reached']}, fastest "
+        f"fall from {at['steepest']}, minimum at {at['minimum']}, plateau from {at['plateau']}"
+    )
 
 
 def _modules(result: xr.Dataset) -> list[list[str]]:

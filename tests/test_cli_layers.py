@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cases import CASES
@@ -10,6 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from test_cli import folder as folder, run
 
 from landscape import results
+from landscape.analyses.layer_pairs import compared
 from landscape.analyses.layers import compare_layers, layer_convergence, layer_matrix
 from landscape.checkpoints import save_checkpoint
 
@@ -72,6 +74,36 @@ def test_a_run_against_its_end_resumes_step_by_step(folder, capsys, monkeypatch)
     assert_allclose(result["cka"], here["cka"], rtol=1e-12)
     assert result.attrs["analysis"] == "layer convergence"
     assert run("plot", "c.h5", "-o", "c.png") == 0
+
+
+def test_folders_stand_for_their_last_checkpoint(folder):
+    states = runs_of()
+    assert run("layers", "runs/seed0", "runs/seed1", *TASK, "--blocks", 0, "-o", "p.h5") == 0
+    result = results.load("p.h5")
+    here = compare_layers(CASES["residual"].task(), states[2], states[5], blocks=0)
+    assert_allclose(result["cka"], here["cka"], rtol=1e-12)
+    ends = [result.attrs[name] for name in ("first", "second")]
+    assert ends == ["seed0/step-00000020.pt", "seed1/step-00000020.pt"]
+    against = ("--against", "runs/seed1", "--blocks", 0, "-o", "f.h5")
+    assert run("layers", "runs/seed0", *TASK, *against) == 0
+    assert_allclose(results.load("f.h5")["cka"][2], np.diag(here["cka"]), rtol=1e-6)
+
+
+def test_passes_of_a_dry_run_are_those_that_are_made(folder, capsys, monkeypatch):
+    runs_of(5)
+    made = []
+    monkeypatch.setattr("landscape.analyses.layers.HELD", 2)
+    command = ("layers", "runs/seed0", "--between", "steps", *TASK, "--blocks", 0, "-o", "d.h5")
+    assert run(*command, "--dry-run") == 0
+    said = capsys.readouterr().out
+
+    def counted(networks, *rest):
+        made.extend(networks)
+        return compared(networks, *rest)
+
+    monkeypatch.setattr("landscape.analyses.layers.compared", counted)
+    assert run(*command) == 0
+    assert f", {len(made)} passes of a network" in said
 
 
 def test_against_a_checkpoint(folder):
@@ -139,6 +171,12 @@ def test_workers_give_the_same(folder):
         (("runs/seed0", "--against", "final", "--other-layers", "x"), "two checkpoints alone"),
         (("runs/nowhere", "--against", "final"), "nowhere"),
         (("residual-a.pt", "--maps", "position"), "position"),
+        (("residual-a.pt", "--blocks", 9999), "at most the number of examples"),
+        (("residual-a.pt", "--measure", "svcca", "--threshold", 2), "threshold must be in (0, 1]"),
+        (("residual-a.pt", "--layers", "stem", "--maps", "pool:99x99"), "largest possible is pool"),
+        (("residual-a.pt", "--between", "steps"), "at least two checkpoints"),
+        (("runs/seed0",), "add --against final"),
+        (("runs/seed0", "runs/seed1", "--against", "final"), "seed0 is a folder of checkpoints"),
     ],
 )
 def test_wrong_input_is_refused_before_a_file_is_written(folder, capsys, arguments, message):

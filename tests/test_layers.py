@@ -9,6 +9,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from landscape import Task
 from landscape.activations import record
+from landscape.analyses.layer_pairs import Comparison, moments_bytes
 from landscape.analyses.layers import (
     compare_layers,
     layer_convergence,
@@ -183,11 +184,11 @@ def test_ill_conditioned_layers_take_the_exact_path_and_say_so():
         a[0].bias[1] = a[0].bias[0]
     task = task_of(a)
     result = compare_layers(task, a.state_dict(), layers="0", measure="cca", dtype=torch.float64)
-    assert result.attrs["moments"] == "running QR"
+    assert result["exact"].item() == 1
     assert result["rank"].item() == 5
     assert result["condition"].item() > 1e5
     plain = compare_layers(task, network().state_dict(), layers="0", measure="cca")
-    assert plain.attrs["moments"] == "covariances"
+    assert plain["exact"].item() == 0
 
 
 def test_convergence_is_the_diagonal_against_the_final_state(pair):
@@ -252,6 +253,11 @@ def test_layer_names_are_in_the_order_of_the_forward_pass(pair):
         ({"layers": "conv1"}, "no layer matches 'conv1'"),
         ({"maps": "positions"}, "positions"),
         ({"blocks": 1}, "num_blocks must be 0 or at least 2"),
+        ({"blocks": 61}, "at most the number of examples, 60, .* got 61"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"measure": []}, r"measure must be one of .*, or several, got \[\]"),
+        ({"measure": "svcca", "threshold": 1.5}, r"^threshold must be in \(0, 1\], got 1.5"),
+        ({"measure": ["cka", "pwcca"], "weights": "z"}, "^weights must be 'x', 'y'.*got 'z'"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(pair, options, message):
@@ -269,6 +275,69 @@ def test_too_few_examples_are_refused_or_warned_of():
     with pytest.warns(UserWarning, match="1 of 1 pairs of layers are 1 whatever the data"):
         result = compare_layers(some, network().state_dict(), layers="0", measure="cca", blocks=0)
     assert result["num_forced"].item() == 3
+
+
+def test_too_few_examples_without_a_block_name_the_layers_and_the_way_out():
+    few = task_of(network(), num=9)
+    message = "^1 and 1, without one of 3 blocks .* 6 examples .* blocks=0 for no standard errors"
+    with pytest.raises(ValueError, match=message):
+        compare_layers(few, network().state_dict(), layers="1", measure="cca", blocks=3)
+
+
+def test_values_that_are_nan_have_a_reason(pair):
+    task, a, b = pair
+    b["2.weight"] = torch.zeros_like(b["2.weight"])
+    with pytest.warns(UserWarning, match="1 of 1 pairs .* nan: 2 and 2: no neuron of y varies"):
+        result = compare_layers(task, a, b, layers="2", measure=["pwcca", "procrustes"])
+    assert np.isnan(result["pwcca"].item())
+    assert np.isnan(result["pwcca_stderr"].item())
+    assert result["other_rank"].item() == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda task, a, b: layer_convergence(task, []), "no states to compare"),
+        (lambda task, a, b: layer_matrix(task, []), "no states to compare"),
+        (lambda task, a, b: layer_convergence(task, [a, b], steps=[0]), r"each of the 2 .* \[0\]"),
+        (lambda task, a, b: layer_matrix(task, [a, b], ["a", "a"]), "a step or name of its own"),
+        (lambda task, a, b: layer_matrix(task, [a, b], rows=[2]), r"of the 2 states, got \[2\]"),
+        (lambda task, a, b: layer_matrix(task, [a, b], dim="seed"), "dim must be 'step' or 'run'"),
+    ],
+)
+def test_states_without_a_label_each_are_refused(pair, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(*pair)
+
+
+def test_each_comparison_says_whether_it_was_exact(pair):
+    """The last one alone would not tell of those before."""
+    task, a, b = pair
+    poor = {name: tensor.clone() for name, tensor in a.items()}
+    poor["0.weight"][1] = poor["0.weight"][0] + 1e-7 * poor["0.weight"][1]
+    poor["0.bias"][1] = poor["0.bias"][0]
+    result = layer_convergence(task, [poor, b], layers="0,4", dtype=torch.float64, steps=[0, 1])
+    assert_array_equal(result["exact"], [[1, 0], [0, 0]])
+
+
+def test_the_second_pass_is_made_only_if_it_fits(monkeypatch):
+    model = network()
+    with torch.no_grad():
+        model[0].weight[1] = model[0].weight[0] + 1e-7 * model[0].weight[1]
+        model[0].bias[1] = model[0].bias[0]
+    options = {"layers": "0", "dtype": torch.float64, "blocks": 0}
+    free = moments_bytes([[5, 5]], Comparison(blocks=0), "average")
+    monkeypatch.setattr("landscape.analyses.layer_pairs.free_memory", lambda device: free)
+    with pytest.raises(ValueError, match="running QR of up to 10 .* exact=False"):
+        compare_layers(task_of(model), model.state_dict(), **options)
+    compare_layers(task_of(model), model.state_dict(), exact=False, **options)
+
+
+def test_the_moments_of_every_frequency_are_counted():
+    how = Comparison()
+    once = moments_bytes([[6, 8]], how, "average")
+    assert moments_bytes([[3, 4]], how, "frequency:4x4") == 12 * once
+    assert moments_bytes([[6], [8]], how, "average") < once * 2
 
 
 def test_moments_that_do_not_fit_are_refused_before_any_pass(pair, monkeypatch):

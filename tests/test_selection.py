@@ -128,8 +128,9 @@ def test_the_form_is_common_to_all_layers():
     assert common_form(layers, "average") == "average"
     assert [neurons(layer, "flatten") for layer in layers] == [108, 27, 4]
     assert [rows_per_example(maps, form) for form in ("average", "pool:2x3")] == [1, 6]
-    with pytest.raises(ValueError, match=r"unlike grids: 6x6 \(0\), 3x3 \(1\); .* maps='pool:3x3'"):
-        common_form(maps, "positions")
+    for layers_twice in (maps, (*maps, *maps)):  # of two networks
+        with pytest.raises(ValueError, match=r"grids: 6x6 \(0\), 3x3 \(1\); .* maps='pool:3x3'"):
+            common_form(layers_twice, "positions")
     with pytest.raises(ValueError, match=r"smaller grids only.*largest possible is pool:3x3"):
         common_form(maps, "pool:4x3")
     with pytest.raises(ValueError, match="unlike dimensions"):

@@ -7,7 +7,7 @@ layers, and `Found.table` takes measures of any pairs.
 import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, SupportsFloat
 
@@ -80,7 +80,7 @@ class Comparison:
     dtype: torch.dtype = torch.float32
 
     def measures(self) -> dict[str, Measure]:
-        """The measures by name. Raises `ValueError` for an unknown one."""
+        """The measures by name. Raises `ValueError` for an unknown one, or for none."""
         if isinstance(self.measure, Mapping):
             return dict(self.measure)
         known: dict[str, Measure] = {
@@ -92,9 +92,10 @@ class Comparison:
             "regression": regression_of,
         }
         names = [self.measure] if isinstance(self.measure, str) else list(self.measure)
-        for name in names:
-            if name not in known:
-                raise ValueError(f"measure must be one of {', '.join(known)}, got {name!r}")
+        if not names or set(names) - set(known):
+            raise ValueError(
+                f"measure must be one of {', '.join(known)}, or several, got {self.measure!r}"
+            )
         return {name: known[name] for name in names}
 
 
@@ -121,12 +122,16 @@ def opened(
     device: torch.device,
     layers: Selector | None = None,
 ) -> Network:
-    """A private model with a state, and the layers of it that are asked for."""
+    """A private model with a state, and the layers of it that are asked for.
+
+    Raises `ValueError` as `selection.layers_of` and `selection.common_form`.
+    """
     model = with_state(skeleton, match(loaded(state), skeleton), device=device, dtype=how.dtype)
     selection = layers_of(
         model, how.layers if layers is None else layers, few_inputs(examples), maps=how.maps,
         channels_first=how.channels_first, channels_last=how.channels_last,
     )  # fmt: skip
+    common_form(selection.layers, how.maps)
     return Network(model, selection.layers, selection.notes)
 
 
@@ -142,11 +147,6 @@ class Found:
     maps: str
     names: list[list[str]]
     notes: tuple[str, ...]
-
-    @property
-    def exact(self) -> bool:
-        """Whether any group needed a running QR."""
-        return any(group[0].exact for group in self.moments)
 
     @property
     def num_rows(self) -> int:
@@ -174,13 +174,16 @@ class Found:
     def table(self, pairs: Sequence[tuple[int, int, int]], shape: Sequence[int]) -> Variables:
         """The variables of pairs (group, layer, other layer), in an array of a shape each.
 
-        Warns once if canonical correlations of some pairs are 1 whatever the data.
+        Warns once if canonical correlations of some pairs are 1 whatever the data, and once if
+        pairs have no value. Raises `ValueError` as the measures, naming the layers.
         """
-        rows = [self._pair(*pair) for pair in pairs]
+        rows = [self._named(self.moments[pair[0]], pair) for pair in pairs]
+        if self.how.blocks:
+            self._add_errors(rows, pairs)
         table = {
             name: np.array([row[name] for row in rows])
             for name in rows[0]
-            if name != "correlations"
+            if name not in ("correlations", "reason")
         }
         if self.how.correlations:
             longest = max(min(self._width(g, i), self._width(g, j)) for g, i, j in pairs)
@@ -190,14 +193,7 @@ class Found:
                     for found in (row["correlations"] for row in rows)
                 ]
             )
-        forced = int((table["num_forced"] > 0).sum())
-        if forced and set(self.measures) & CANONICAL:
-            warnings.warn(
-                f"with {self.num_rows} examples, some canonical correlations of {forced} of "
-                f"{len(rows)} pairs of layers are 1 whatever the data (num_forced says how many): "
-                "use more examples, fewer neurons (svcca), or cka",
-                stacklevel=3,
-            )
+        self._warn(rows)
         return {name: v.reshape(*shape, *v.shape[1:]) for name, v in table.items()}
 
     @cached_property
@@ -205,51 +201,85 @@ class Found:
         """The measures by name."""
         return self.how.measures()
 
-    @cached_property
-    def _without(self) -> list[list[list[Moments]]]:
-        """For each group and block the moments without that block."""
-        return [
-            [[one.without(block) for one in group] for block in range(group[0].num_blocks)]
-            for group in self.moments
-        ]
-
     def _width(self, group: int, i: int) -> int:
         return self.moments[group][0].side(i).width
 
-    def _pair(self, group: int, i: int, j: int) -> dict[str, Any]:
+    def _warn(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Tell what the numbers do not say."""
+        forced = sum(row["num_forced"] > 0 for row in rows)
+        if forced and set(self.measures) & CANONICAL:
+            warnings.warn(
+                f"with {self.num_rows} examples, some canonical correlations of {forced} of "
+                f"{len(rows)} pairs of layers are 1 whatever the data (num_forced says how many): "
+                "use more examples, fewer neurons (svcca), or cka",
+                stacklevel=4,
+            )
+        reasons = [row["reason"] for row in rows if row["reason"]]
+        if reasons:
+            warnings.warn(
+                f"{len(reasons)} of {len(rows)} pairs of layers have values that are nan: "
+                + "; ".join(list(dict.fromkeys(reasons))[:3]),
+                stacklevel=4,
+            )
+
+    def _add_errors(
+        self, rows: Sequence[dict[str, Any]], pairs: Sequence[tuple[int, int, int]]
+    ) -> None:
+        """Standard errors; moments without a block are made one at a time, as each is large."""
+        places: dict[int, list[int]] = {}
+        for place, (group, _, _) in enumerate(pairs):
+            places.setdefault(group, []).append(place)
+        for group, own in places.items():
+            moments = self.moments[group]
+            left_out = []
+            for block in range(self.how.blocks):
+                rest = [one.without(block) for one in moments]
+                left_out.append([self._named(rest, pairs[place]) for place in own])
+            for place, *values in zip(own, *left_out, strict=True):
+                for name in self.measures:
+                    others = np.array([value[name] for value in values])
+                    found = jackknife_estimate(
+                        np.array(rows[place][name]), others, moments[0].block_sizes
+                    )
+                    rows[place][f"{name}_stderr"] = float(found.stderr)
+
+    def _named(self, moments: Sequence[Moments], pair: tuple[int, int, int]) -> dict[str, Any]:
+        """The values of a pair; what is wrong with them names its layers."""
+        group, i, j = pair
+        x, y = self.names[group][i], self.names[group][j]
         try:
-            row = self._values(self.moments[group], i, j)
+            row = self._values(moments, i, j)
         except ValueError as error:
-            names = self.names[group]
-            raise ValueError(f"{names[i]} and {names[j]}: {error}") from error
-        if self.how.blocks:
-            others = [self._values(block, i, j) for block in self._without[group]]
-            sizes = self.moments[group][0].block_sizes
-            for name in self.measures:
-                left_out = np.array([other[name] for other in others])
-                found = jackknife_estimate(np.array(row[name]), left_out, sizes)
-                row[f"{name}_stderr"] = float(found.stderr)
-        return row
+            if moments[0] is self.moments[group][0]:
+                raise ValueError(f"{x} and {y}: {error}") from error
+            raise ValueError(
+                f"{x} and {y}, without one of {self.how.blocks} blocks of examples: {error}; or "
+                "choose blocks=0 for no standard errors"
+            ) from error
+        return row | {"reason": row["reason"] and f"{x} and {y}: {row['reason']}"}
 
     def _values(self, moments: Sequence[Moments], i: int, j: int) -> dict[str, Any]:
         shared = [one.overlap(i, j) for one in moments]
-        x, y = shared[0].x, shared[0].y
-        row: dict[str, Any] = {}
+        row: dict[str, Any] = {"reason": ""}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of forced correlations: `table` tells
             for name, measure in self.measures.items():
                 scores = [measure(one) for one in shared]
                 if self.by_frequency:
                     row |= self._over_frequencies(name, [float(score) for score in scores], shared)
-                    continue
-                row[name] = float(scores[0])
-                if hasattr(scores[0], "adjusted") and not getattr(scores[0], "debiased", False):
-                    row[f"{name}_adjusted"] = float(scores[0].adjusted)
+                else:
+                    row[name] = float(scores[0])
+                    debiased = getattr(scores[0], "debiased", False)
+                    if hasattr(scores[0], "adjusted") and not debiased:
+                        row[f"{name}_adjusted"] = float(scores[0].adjusted)
+                if np.isnan(row[name]):
+                    row["reason"] = row["reason"] or getattr(scores[0], "reason", "")
             if self.how.correlations:
                 found = cca_of(shared[0])
                 row["correlations"] = found.correlations
                 row["correlations_chance"] = found.chance**0.5
-        row["num_forced"] = max(0, x.rank + y.rank - (shared[0].num - 1))
+        row["num_forced"] = max(0, *(one.x.rank + one.y.rank - (one.num - 1) for one in shared))
+        row["exact"] = int(moments[0].exact)
         return row
 
     def _over_frequencies(
@@ -278,17 +308,20 @@ def compared(
     """The joint moments of groups of layers, which are numbered through all networks.
 
     One pass over the examples, and with `how.exact=None` a second one for the groups whose
-    condition needs a running QR. Raises `ValueError` if the moments would not fit into memory.
+    condition needs a running QR. Raises `ValueError` if layers have no common form, and if the
+    moments of a pass would not fit into memory.
     """
     layers = [layer for network in networks for layer in network.layers]
     maps = common_form(layers, how.maps)
     notes = tuple(dict.fromkeys(note for network in networks for note in network.notes))
     device = next(iter(networks[0].model.state_dict().values())).device
-    _check_memory([[neurons(layers[i], maps) for i in group] for group in groups], how, device)
+    widths = [[neurons(layers[i], maps) for i in group] for group in groups]
+    _check_memory(widths, how, maps, device)
     moments = _summed(networks, groups, examples, how, maps, exact=bool(how.exact))
     if how.exact is None:
         poor = [k for k, group in enumerate(moments) if any(needs_exact(one) for one in group)]
         again = [groups[k] for k in poor]
+        _check_memory([widths[k] for k in poor], replace(how, exact=True), maps, device)
         exact = _summed(networks, again, examples, how, maps, exact=True) if poor else []
         for k, group in zip(poor, exact, strict=True):
             moments[k] = group
@@ -327,21 +360,32 @@ def _summed(
     return [[one.finish() for one in accumulators] for accumulators in sums]
 
 
-def moments_bytes(widths: Sequence[Sequence[int]], how: Comparison) -> int:
-    """About how many bytes the joint moments of groups of layers of these widths take."""
-    return sum(
-        memory_bytes(group, num_blocks=how.blocks, exact=bool(how.exact), dtype=how.products)
+def moments_bytes(widths: Sequence[Sequence[int]], how: Comparison, maps: str) -> int:
+    """About how many bytes the joint moments of groups of layers of these widths take.
+
+    In the form `"frequency"` each frequency has its own, of complex neurons.
+    """
+    times, parts = (len(frequencies(maps)[1]), 2) if maps.startswith("frequency") else (1, 1)
+    return times * sum(
+        memory_bytes(
+            [parts * width for width in group],
+            num_blocks=how.blocks, exact=bool(how.exact), dtype=how.products,
+        )
         for group in widths
-    )
+    )  # fmt: skip
 
 
-def _check_memory(widths: Sequence[Sequence[int]], how: Comparison, device: torch.device) -> None:
+def _check_memory(
+    widths: Sequence[Sequence[int]], how: Comparison, maps: str, device: torch.device
+) -> None:
     """Raise if the joint moments of all groups would not fit."""
-    needed, free = moments_bytes(widths, how), free_memory(device)
+    needed, free = moments_bytes(widths, how, maps), free_memory(device)
     if needed > free:
         largest = max(sum(group) for group in widths)
+        kind = "running QR" if how.exact else "joint moments"
         raise ValueError(
-            f"the joint moments of up to {largest:,} neurons would take {needed / 2**30:.1f} GiB, "
+            f"the {kind} of up to {largest:,} neurons would take {needed / 2**30:.1f} GiB, "
             f"and {free / 2**30:.1f} GiB are free: choose fewer layers, maps='average' instead of "
             f"{how.maps!r}, or blocks=0 (it is {how.blocks})"
+            + (", or exact=False, which is less accurate" if how.exact else "")
         )

@@ -6,7 +6,7 @@ layer. The examples are seen once and never kept.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,7 @@ from landscape.analyses.layer_pairs import (
 )
 from landscape.engine import exact_arithmetic
 from landscape.examples import Examples, arrange, pick_device, read, some
+from landscape.maths.overlap import overlap, rows as rows_of
 from landscape.results import dataset
 from landscape.selection import Selector, frequencies, neurons
 from landscape.states import State, Stored
@@ -44,6 +45,7 @@ LONG_NAMES = {
     "regression": "linear-regression $R^2$",
     "correlations": "canonical correlation",
     "num_forced": "correlations that are 1 whatever the data",
+    "exact": "1 where a running QR was needed",
     "rank": "rank",
     "condition": "condition number at unit variance",
     "width": "neurons",
@@ -70,26 +72,27 @@ def compare_layers(
 
     Of several tasks the first gives the examples. `other_model`: a skeleton of b, if it is another
     network than the task's; `other_layers`: its layers, by default those of the same selection. The
-    fields of `Comparison` are the options
-    (`measure`, `layers`, `maps`, `blocks`, `device` ...).
+    fields of `Comparison` are the options (`measure`, `layers`, `maps`, `blocks`, `device` ...).
 
     Returns, over (`layer`, `other_layer`), a variable for each measure with `*_stderr` (jackknife
     over blocks of examples) and, where chance is known, `*_adjusted` (1 stays 1, and chance becomes
     0; of CCA it is the mean squared correlation); `num_forced`, how many canonical correlations are
-    1 whatever the data; for each layer `rank`, `condition` and `width` (`other_...`); and
-    `correlations` (..., `direction`) if asked for. In the form `"frequency"` a measure is the mean
-    over frequencies weighted by multiplicity and power, `*_unweighted` that by multiplicity alone,
-    and `*_by_frequency` has each.
+    1 whatever the data; `exact`, 1 where a running QR was needed; for each layer `rank`,
+    `condition` and `width` (`other_...`); and `correlations` (..., `direction`) if asked for. In
+    the form `"frequency"` a measure is the mean over frequencies weighted by multiplicity and
+    power, `*_unweighted` that by multiplicity alone, `*_by_frequency` has each, and `correlations`
+    are those at frequency zero. Where an example has several rows (positions, tokens), these are
+    not independent: blocks of whole examples are left out, but chance counts rows.
 
     Raises `ValueError` for layers that cannot be found or compared (see `selection`), for too few
     examples, and if the joint moments of the layers would not fit into memory. Warns if some
-    canonical correlations are forced.
+    canonical correlations are forced, and if a measure is nan, as of layers that do not vary.
     """
     how = comparison(options)
     with _data(task, how) as (model, device, examples):
         first = opened(model, a, examples, how, device=device)
         second = opened(
-            other_model or model, a if b is None else b, examples, how,
+            model if other_model is None else other_model, a if b is None else b, examples, how,
             device=device, layers=other_layers,
         )  # fmt: skip
         num, others = len(first.layers), len(second.layers)
@@ -124,7 +127,7 @@ def layer_convergence(
     Returns the measures of `compare_layers` over (`step`, `layer`); raises as it does.
     """
     how = comparison(options)
-    labels = steps_of(checkpoints) if steps is None else list(steps)
+    labels = _labels(checkpoints, steps)
     rows: list[Variables] = []
     with _data(task, how) as (model, device, examples):
         end = checkpoints[-1] if final is None else final
@@ -162,9 +165,11 @@ def layer_matrix(
     """
     if dim not in ("step", "run"):
         raise ValueError(f"dim must be 'step' or 'run', got {dim!r}")
-    labels = steps_of(states) if labels is None else list(labels)
+    labels = _labels(states, labels)
     how = comparison(options)
     chosen = list(range(len(states)) if rows is None else rows)
+    if not chosen or not {*chosen} <= {*range(len(states))}:
+        raise ValueError(f"rows must be numbers of the {len(states)} states, got {chosen}")
     bands: list[Variables] = []
     with _data(task, how) as (model, device, examples):
         networks: dict[int, Network] = {}
@@ -218,7 +223,8 @@ def estimate(
 ) -> Estimate:
     """Time a comparison of a state with itself on some of the examples.
 
-    `num_networks` share their moments: of all layers `joint`, or layer by layer.
+    `num_networks` share their moments: of all layers `joint`, or layer by layer. What is done once
+    for each comparison, as whitening, counts to the pass.
     """
     how = comparison(options)
     with _data(task, how) as (model, device, examples):
@@ -230,18 +236,31 @@ def estimate(
         found = compared([one, one], groups, few, how)
         summed = time.perf_counter()
         found.table([(0, 0, 1)], (1,))
+        once = time.perf_counter()
+        found.table([(0, 0, 1)] * 4, (4,))
         done = time.perf_counter()
+    each = max(0.0, (done - once) - (once - summed)) / 3
     widths = [neurons(layer, found.maps) for layer in one.layers]
     sizes = [widths * num_networks] if joint else [[width] * num_networks for width in widths]
-    needed = moments_bytes(sizes, how)
-    passed = (summed - start) / 2 * examples.num / few.num
-    return Estimate(needed, passed, done - summed)
+    needed = moments_bytes(sizes, how, found.maps)
+    passed = (summed - start) / 2 * examples.num / few.num + (once - summed - each) / 2
+    return Estimate(needed, passed, each)
 
 
 def comparison(options: dict[str, Any]) -> Comparison:
-    """The options of a comparison. Raises `ValueError` for an unknown measure."""
+    """The options of a comparison.
+
+    Raises `ValueError` for an unknown measure, and for what a measure of ours refuses, before any
+    network has run: it is tried on two neurons.
+    """
     how = Comparison(**options)
-    how.measures()
+    if how.batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {how.batch_size}")
+    measures = how.measures()
+    if not isinstance(how.measure, Mapping):
+        few = rows_of(torch.eye(8, dtype=torch.float64)[:, :2])
+        for measure in measures.values():
+            measure(overlap(few, few))
     return how
 
 
@@ -249,6 +268,18 @@ def steps_of(states: States) -> list[int]:
     """The training steps that checkpoints know; 0, 1, ... for states."""
     known = [getattr(state, "step", None) for state in states]
     return list(range(len(states))) if None in known else [int(step) for step in known]  # type: ignore[arg-type]
+
+
+def _labels(states: States, labels: Sequence[Any] | None) -> list[Any]:
+    """A label for each state. Raises `ValueError` if there is none, or labels do not fit."""
+    if not len(states):
+        raise ValueError("no states to compare: give at least one")
+    found = steps_of(states) if labels is None else list(labels)
+    if len(found) != len(states) or len(set(found)) < len(found):
+        raise ValueError(
+            f"each of the {len(states)} states needs a step or name of its own, got {found}"
+        )
+    return found
 
 
 def _bands(numbers: Sequence[int]) -> list[Sequence[int]]:
@@ -262,7 +293,13 @@ def _data(
     """The model, the device and the examples on it, with exact arithmetic; of the first task."""
     one, device = tasks_of(task)[0], pick_device(how.device)
     with exact_arithmetic(), random_state_kept():
-        yield one.model, device, arrange(read(one.data, device), "contiguous", how.dtype)
+        examples = arrange(read(one.data, device), "contiguous", how.dtype)
+        if how.blocks > examples.num:
+            raise ValueError(
+                f"blocks must be at most the number of examples, {examples.num}, as whole examples "
+                f"are left out, got {how.blocks}"
+            )
+        yield one.model, device, examples
 
 
 def _joined(tables: Sequence[Variables], axis: int) -> Variables:
@@ -290,7 +327,7 @@ def _labelled(
         variables, coords, analysis=analysis, title=title,
         num_rows=found.num_rows, maps=found.maps, blocks=how.blocks, threshold=how.threshold,
         weights=how.weights, debiased=int(how.debiased),
-        moments="running QR" if found.exact else "covariances", notes="; ".join(found.notes),
+        notes="\n".join(found.notes),
     )  # fmt: skip
     return result
 

@@ -18,7 +18,7 @@ from landscape.cli.jobs import (
     tasks,
     writable,
 )
-from landscape.cli.runs import networks_of, run_of
+from landscape.cli.runs import last_of, networks_of, run_of, short_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +51,7 @@ def layers(options: argparse.Namespace) -> bool:
     layer_names(_task(job), sources(job)[-1], **_options(job) | other)  # wrong input shows now
     if options.dry_run:
         return _dry(job, kind, len(names), len(labels))
+    first, second = short_names([files[0], files[-1]]) if kind == "pair" else ("", "")
     over: dict[str, Any] = {"run" if kind == "runs" else "step": labels}
     analysis = {"final": "layer convergence", "steps": "layer steps", "runs": "layer networks"}
     result = sweep(
@@ -58,33 +59,41 @@ def layers(options: argparse.Namespace) -> bool:
         plan=plan(job), title=f"Comparison of {len(names)} layers",
         analysis=analysis.get(kind, "layers"),
         chunk={"pair": len(names), "final": 1}.get(kind, HELD), tolerant=kind == "final",
+        first=first, second=second,
     )  # fmt: skip
     if not options.quiet:
         from landscape import tables
 
         print(tables.layers_table(result), file=sys.stderr)
-        for note in filter(None, result.attrs.get("notes", "").split("; ")):
+        for note in result.attrs.get("notes", "").splitlines():
             say(note)
     return finish(result, output)
 
 
 def _inputs(options: argparse.Namespace, kind: str) -> tuple[list[Path], list[Any]]:
     """The checkpoints, of which the reference is the last with --against, and their labels."""
-    if kind == "runs":
-        named = networks_of(options.checkpoints, options.pattern)
-        return list(named.values()), [name for (name,) in named]
+    given, pattern = options.checkpoints, options.pattern
     if kind == "pair":
-        files = [Path(path) for path in options.checkpoints]
-        if len(files) > 2 or (len(files) == 1 and options.pattern):
+        files = [last_of(path, pattern) for path in given]
+        if len(files) > 2 or (len(files) == 1 and files[0] != Path(given[0])):
             raise ValueError(
-                f"got {len(files)} inputs: two checkpoints are compared layer by layer; add "
+                f"got {', '.join(given)}: two checkpoints are compared layer by layer; add "
                 "--against final, --between steps or --between runs for more"
             )
         return files, []
-    files, steps = run_of(options.checkpoints, options.pattern)
+    if kind == "runs":
+        named = networks_of(given, pattern)
+        files, labels = list(named.values()), [name for (name,) in named]
+    else:
+        files, labels = run_of(given, pattern)
+    if kind != "final" and len(files) < 2:
+        raise ValueError(
+            f"--between {kind} compares at least two checkpoints, got {given[0]} alone"
+        )
     if kind == "final":
-        files.append(files[-1] if options.against == "final" else Path(options.against))
-    return files, list(steps)
+        final = options.against
+        files.append(files[-1] if final == "final" else last_of(final, pattern))
+    return files, labels
 
 
 def _task(job: Job) -> "Task":
@@ -133,8 +142,8 @@ def _dry(job: Job, kind: str, num_layers: int, num: int) -> bool:
     from landscape.analyses.layers import HELD, estimate
 
     pairs = {"pair": num_layers**2, "final": num * num_layers}.get(kind, num**2 * num_layers)
-    passes = {"pair": 2, "final": 2 * num}.get(kind, -(-num // HELD) * num + num)
-    width = {"pair": 2, "final": 2}.get(kind, 2 * HELD)
+    passes = {"pair": 2, "final": 2 * num}.get(kind, (2 * -(-num // HELD) - 1) * num)
+    width = {"pair": 2, "final": 2}.get(kind, min(num, 2 * HELD))
     needed = estimate(_task(job), sources(job)[0], width, joint=kind == "pair", **_options(job))
     seconds = passes * needed.seconds_per_pass + pairs * needed.seconds_per_pair
     print(

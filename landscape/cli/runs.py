@@ -16,12 +16,18 @@ def run_of(paths: Sequence[str], pattern: str | None) -> tuple[list[Path], list[
         return [one.path for one in found], [int(one.step or 0) for one in found]
     if pattern:
         raise ValueError("--pattern goes with one folder of checkpoints")
+    for path in paths:
+        if last_of(path, None) != Path(path):
+            raise ValueError(
+                f"{path} is a folder of checkpoints: give one such folder, or checkpoints in their "
+                "order"
+            )
     return [Path(path) for path in paths], list(range(len(paths)))
 
 
 def networks_of(texts: Sequence[str], pattern: str | None) -> dict[tuple[Any, ...], Path]:
     """Checkpoints by name: files, the last ones of folders, or all of a single folder."""
-    from landscape.checkpoints import CheckpointError, checkpoints
+    from landscape.checkpoints import checkpoints
 
     paths = [Path(text).absolute() for text in texts]
     if len(paths) == 1:
@@ -29,14 +35,27 @@ def networks_of(texts: Sequence[str], pattern: str | None) -> dict[tuple[Any, ..
         return {(str(one.step),): one.path for one in found}
     named: dict[tuple[Any, ...], Path] = {}
     for path in paths:
-        last = path
-        if path.is_dir():
-            try:
-                last = checkpoints(path, pattern=pattern)[-1].path
-            except CheckpointError:
-                last = path  # a folder that is itself a checkpoint
         if (str(path),) in named:
             raise ValueError(f"{path} is named twice: each network counts once")
-        named[(str(path),)] = last
-    above = os.path.commonpath([path.parent for path in paths])
-    return {(os.path.relpath(name, above),): path for (name,), path in named.items()}
+        named[(str(path),)] = last_of(path, pattern)
+    names = short_names([path for (path,) in named])
+    return {(name,): path for name, path in zip(names, named.values(), strict=True)}
+
+
+def last_of(path: str | Path, pattern: str | None) -> Path:
+    """The last checkpoint of a folder; the path itself if it is a checkpoint, or nothing is."""
+    from landscape.checkpoints import CheckpointError, checkpoints
+
+    if Path(path).is_dir():
+        try:
+            return checkpoints(path, pattern=pattern)[-1].path
+        except CheckpointError:
+            pass  # a folder that is itself a checkpoint
+    return Path(path)
+
+
+def short_names(paths: Sequence[str | Path]) -> list[str]:
+    """Paths without what is above all of them."""
+    absolute = [Path(path).absolute() for path in paths]
+    above = os.path.commonpath([path.parent for path in absolute])
+    return [os.path.relpath(path, above) for path in absolute]

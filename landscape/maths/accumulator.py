@@ -82,10 +82,13 @@ class Accumulator:
         if num < 2:
             raise ValueError(f"moments need at least two examples, got {num}")
         images, rest = divmod(num, self.rows_per_image)
-        if rest or images < self.num_blocks:
+        if rest:
             raise ValueError(
-                f"{num} rows are no whole number of images of {self.rows_per_image} rows, or fewer "
-                f"images than the {self.num_blocks} blocks"
+                f"{num} rows are no whole number of images of {self.rows_per_image} rows"
+            )
+        if images < self.num_blocks:
+            raise ValueError(
+                f"there are fewer images ({images}) than blocks to leave out ({self.num_blocks})"
             )
         if self._filled:
             self._flush()
@@ -146,17 +149,16 @@ def memory_bytes(
 ) -> int:
     """About the most bytes that moments of layers of these widths take, whatever the examples.
 
-    The sums, the rows that wait to be summed, and what `Moments` make of both. A complex neuron
-    counts twice.
+    The sums, the rows that wait to be summed, and what `Moments` make of both: those of all
+    examples and, with blocks, those without one of them. A complex neuron counts twice.
     """
     size = 1 + sum(widths) + len(widths)
     rows = rows_at_once(size, num_blocks=num_blocks, exact=exact)
     waiting = rows * size * (8 * 2 + dtype.itemsize * (dtype != torch.float64 or num_blocks > 0))
     sums = 8 * size**2 * max(1, num_blocks)
     working = 8 * (2 * rows * size if exact else size**2)
-    return sums + max(
-        waiting + working * exact, 2 * 8 * size**2 + 8 * 4 * sum(d**2 for d in widths)
-    )
+    made = 2 * 8 * size**2 + 8 * 4 * sum(d**2 for d in widths)
+    return sums + max(waiting + working * exact, made * (2 if num_blocks else 1))
 
 
 def rows_at_once(size: int, *, num_blocks: int = 0, exact: bool = False) -> int:

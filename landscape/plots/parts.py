@@ -10,7 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 # What says how well a similarity of layers was measured.
-QUALITY = {"rank", "other_rank", "condition", "other_condition", "num_forced"}
+QUALITY = {"rank", "other_rank", "condition", "other_condition", "num_forced", "exact"}
 
 # What stands beside a measure or describes a point, and is not drawn for itself.
 BESIDE = (
