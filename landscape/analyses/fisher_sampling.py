@@ -458,6 +458,18 @@ def _check_finite(task: Task, values: Tensor | Array, numbers: Numbers, what: st
         )
 
 
+def check_all_counted(probe: Probe) -> None:
+    """Raise `ValueError` if labels are ignored."""
+    for inputs, targets in _batches(probe.examples, probe.batch_size):
+        outputs = caller(probe.model)(inputs)
+        if probe.likelihood and counted_positions(probe.likelihood, outputs, targets) is not None:
+            raise ValueError(
+                f"task {probe.task.name!r} has labels that are no class and are ignored, but a "
+                "product with the Fisher information sees all positions: leave them out of the "
+                "data, or take the Gauss-Newton matrix, which is the same but for a factor"
+            )
+
+
 def _check_labels(task: Task, outputs: Tensor, examples: Examples) -> None:
     """Raise `ValueError` for labels out of range, where classes are the last dimension of outputs.
 
