@@ -1,8 +1,8 @@
 """The command line: a thin layer, one public call for each verb.
 
 `options` says what can be given, `jobs` how inputs are read and long work is resumed; `paths`,
-`surfaces`, `instability`, `layers`, `curvature` and `files` hold the verbs. Nothing heavy is
-imported before a verb runs.
+`surfaces`, `instability`, `layers`, `curvature`, `dynamics` and `files` hold the verbs. Nothing
+heavy is imported before a verb runs.
 Standard output carries the result (a path, or text that was asked for); progress, summaries and
 errors go to standard error.
 """
@@ -13,7 +13,16 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from landscape.cli import curvature, files, instability, layers, options as o, paths, surfaces
+from landscape.cli import (
+    curvature,
+    dynamics,
+    files,
+    instability,
+    layers,
+    options as o,
+    paths,
+    surfaces,
+)
 from landscape.cli.jobs import say
 
 DONE, INTERNAL, USAGE, REFUSED, INCOMPLETE = 0, 1, 2, 3, 4
@@ -71,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     o.align(_verb(verbs, "align", paths.align))
     o.layers(_verb(verbs, "layers", layers.layers))
     o.hessian(_verb(verbs, "hessian", curvature.hessian))
+    o.dynamics(_verb(verbs, "dynamics", dynamics.dynamics))
     o.plot(_verb(verbs, "plot", files.plot))
     o.info(_verb(verbs, "info", files.info))
     o.validate(_verb(verbs, "validate", files.validate))

@@ -60,7 +60,7 @@ Compute = Callable[[Job, str | None, "np.ndarray"], "xr.Dataset"]
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint that is read, and matched with the task's model, when it is needed."""
+    """A checkpoint that is read, and matched with the model of the task if any, when needed."""
 
     path: str
     job: Job
@@ -70,7 +70,7 @@ class Source:
         """The state."""
         from landscape.checkpoints import load_state
 
-        model = tasks(self.job)[0].model
+        model = next((task.model for task in tasks(self.job)), None)
         return load_state(self.path, model=model, **json.loads(self.job.loading))
 
 
@@ -84,7 +84,7 @@ def job_of(options: argparse.Namespace, checkpoints: Sequence[str | Path], **set
     }
     return Job(
         uuid.uuid4().hex,
-        _absolute_task(options.task),
+        _absolute_task(options.task or ""),
         json.dumps(options.task_args),
         tuple(str(Path(path).resolve()) for path in checkpoints),
         json.dumps(loading),
@@ -99,9 +99,11 @@ def job_of(options: argparse.Namespace, checkpoints: Sequence[str | Path], **set
 
 @lru_cache(maxsize=1)
 def tasks(job: Job) -> tuple["Task", ...]:
-    """The tasks, with some of their examples if a preview is wanted."""
+    """The tasks, with some of their examples if a preview is wanted; none if none is named."""
     from landscape.task import load_tasks
 
+    if not job.task:
+        return ()
     found = load_tasks(job.task, json.loads(job.task_args))
     if job.examples is None:
         return found

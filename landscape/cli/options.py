@@ -327,6 +327,59 @@ def layers(verb: Verb) -> None:
     _work(verb)
 
 
+def fisher(verb: Verb) -> None:
+    """Options of `fisher`."""
+    verb.add_argument(
+        "checkpoints", nargs="+",
+        help="a checkpoint, a folder of checkpoints, checkpoints in their order, or several such "
+        "folders of equal steps (runs: seeds, deficits)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--pattern",
+        help="which files of a folder: a glob, or a regular expression with a group step",
+    )
+    _task(verb)
+    verb.add_argument(
+        "--labels", nargs="+", choices=("sampled", "exact", "observed"), default=["sampled"],
+        help="labels drawn from the network, all classes, or those of the data: the empirical "
+        "Fisher (sampled)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--likelihood", choices=("auto", "categorical", "bernoulli", "gaussian"), default="auto",
+        help="what outputs mean (%(default)s: that of the task's loss)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--num-backwards", type=count,
+        help="gradients of examples to take (256 for sampled labels, else all examples)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--tolerance", type=float, metavar="SHARE",
+        help="go on until the standard error is at most this share of the trace",
+    )  # fmt: skip
+    verb.add_argument("--seed", type=int, default=0, help="of all draws (%(default)s)")
+    verb.add_argument(
+        "--steps-per-epoch", type=count, metavar="N", help="count training in epochs of N steps"
+    )
+    verb.add_argument(
+        "--deficit", action="append", default=[], type=deficit, metavar="[RUN=]FIRST:LAST",
+        help="when a deficit was on, in the units of the steps, to be shaded (repeatable)",
+    )  # fmt: skip
+    group = verb.add_argument_group("evaluation")
+    group.add_argument(
+        "--batch-norm", nargs="+", choices=("recalibrate", "keep"), dest="statistics",
+        help="statistics of a checkpoint: recomputed (default), or those that are stored; both "
+        "to compare",
+    )  # fmt: skip
+    group.add_argument(
+        "--batch-norm-examples", type=count, metavar="N",
+        help="recalibrate on N examples, evenly spread over the data (default: all)",
+    )  # fmt: skip
+    _running(group)
+    verb.set_defaults(batch_norm=None)
+    _loading(verb)
+    _work(verb)
+
+
 def hessian(verb: Verb) -> None:
     """Options of `hessian`."""
     _checkpoints(verb)
@@ -364,6 +417,43 @@ def hessian(verb: Verb) -> None:
         "--learning-rate", type=float, help="to draw 2 / rate beside the largest eigenvalue"
     )
     verb.add_argument("--seed", type=int, default=0, help="of random vectors (%(default)s)")
+    _evaluation(verb)
+    _loading(verb)
+    _work(verb)
+
+
+def dynamics(verb: Verb) -> None:
+    """Options of `dynamics`."""
+    verb.add_argument(
+        "runs", nargs="+",
+        help="a folder of checkpoints, or several with the same steps, or checkpoints in their "
+        "order",
+    )  # fmt: skip
+    _task(verb, required=False)
+    verb.add_argument(
+        "--pattern",
+        help="which files of a folder: a glob, or a regular expression with a group step",
+    )
+    for name, which in (("initial", "first"), ("final", "last")):
+        verb.add_argument(
+            f"--{name}", metavar="CHECKPOINT",
+            help=f"what counts as the {name} state (default: the {which} checkpoint of each run)",
+        )  # fmt: skip
+    verb.add_argument(
+        "--gradients", action="store_true",
+        help="also the gradient of the training loss and its noise scale",
+    )  # fmt: skip
+    verb.add_argument(
+        "--threshold", type=float,
+        help="value that a learning curve is to reach and keep (half of the first one)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--measure", help="what the threshold is of: loss or a metric (error if it is there, else "
+        "loss)",
+    )  # fmt: skip
+    verb.add_argument(
+        "--seed", type=int, default=0, help="of the groups of examples for the noise (%(default)s)"
+    )
     _evaluation(verb)
     _loading(verb)
     _work(verb)
@@ -424,11 +514,11 @@ def _checkpoints(verb: Verb) -> None:
     )
 
 
-def _task(verb: Verb) -> None:
+def _task(verb: Verb, *, required: bool = True) -> None:
     verb.add_argument(
-        "--task", required=True, metavar="WHERE:FUNCTION",
+        "--task", required=required, metavar="WHERE:FUNCTION",
         help="pkg.mod:function or path/file.py:function; the function returns a landscape.Task, "
-        "or several with one model",
+        "or several with one model" + ("" if required else " (default: weights alone)"),
     )  # fmt: skip
     verb.add_argument(
         "--task-args", type=json_object, default={}, metavar="JSON",
@@ -529,6 +619,18 @@ def blocks(text: str) -> int:
     if not text.isdigit() or int(text) == 1:
         raise argparse.ArgumentTypeError(f"expected 0 or at least 2 blocks, got {text!r}")
     return int(text)
+
+
+def deficit(text: str) -> tuple[str, float, float]:
+    """The window of a deficit, of one run or of all (""): seed0=0:40, or 0:40."""
+    run, _, window = text.rpartition("=")
+    first, _, last = window.partition(":")
+    try:
+        return run, float(first), float(last)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"expected FIRST:LAST or RUN=FIRST:LAST, got {text!r}"
+        ) from error
 
 
 def sizes(text: str) -> list[int]:
