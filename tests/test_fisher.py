@@ -1,6 +1,7 @@
 """Fisher information against loops over examples and all their labels, in float64."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,16 @@ from numpy.testing import assert_allclose
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from landscape.analyses import fisher_sampling
 from landscape.analyses.fisher import fisher_diagonal, fisher_trace
-from landscape.analyses.fisher_sampling import drawn_points
+from landscape.analyses.fisher_sampling import (
+    NonFiniteError,
+    Sampling,
+    drawn_points,
+    estimated,
+    gradients_allowed,
+    probe_at,
+)
 from landscape.datasets import Batches
 from landscape.engine import caller, with_state
 from landscape.evaluation import placed_state, prepare
@@ -254,3 +263,249 @@ def test_drawn_examples_are_unbiased_and_show_their_variance():
     error = np.std(means) / np.sqrt(len(means))
     assert abs(np.mean(means) - values.mean()) < 4 * error
     assert_allclose(np.mean(variances), np.var(means), rtol=0.1)
+
+
+@pytest.mark.parametrize("num", [40, 200])
+def test_standard_errors_cover_the_truth_at_their_rate(num):
+    """The share of seeds within one and two standard errors; some or all examples go backward."""
+    task, state = task_of("mlp", num=90, batch_size=64)
+    for key in state:
+        state[key] *= 4  # certain labels, of which some are not
+    truth = fisher_trace(task, state, labels="exact", **EXACT)
+    ready = prepare(task, [state], **EXACT)
+    within = []
+    with gradients_allowed():
+        probe = probe_at(ready, state, Sampling(num_backwards=num))
+        for seed in range(300):
+            how = Sampling(num_backwards=num, seed=seed)
+            found = estimated(replace(probe, how=how))
+            error = found.values - [*truth["trace"].values, float(truth["total"])]
+            within.append(abs(error) / np.sqrt(found.labels + found.examples + 1e-30))
+    for width, rate in ((1, 0.683), (2, 0.954)):
+        shares = (np.stack(within)[:, [0, 1, -1]] < width).mean(0)
+        assert_allclose(shares, rate, atol=0.1)
+
+
+def test_a_tolerance_is_met_by_more_examples_then_labels_then_all():
+    task, state = task_of("mlp", num=90, batch_size=64)
+    for key in state:
+        state[key] *= 4
+    truth = fisher_trace(task, state, labels="exact", **EXACT)["total"]
+    spent = []
+    for tolerance in (0.3, 0.1, 0.03, 1e-3):
+        found = fisher_trace(task, state, num_backwards=8, tolerance=tolerance, **EXACT)
+        assert found["total_stderr"] <= tolerance * found["total"]
+        assert abs(found["total"] - truth) <= max(4 * found["total_stderr"], 1e-12)
+        spent.append(found.attrs["num_backwards"])
+    assert spent == sorted(spent)
+    assert spent[-1] == 3 * 90  # exact
+    observed = fisher_trace(task, state, labels="observed", num_backwards=8, tolerance=0.1, **EXACT)
+    assert observed["total_stderr"] <= 0.1 * observed["total"]
+
+
+@pytest.mark.parametrize("labels", ["sampled", "observed"])
+def test_examples_are_drawn_by_their_uncertainty(labels):
+    """With one uncertain example among certain ones, few backward passes are nearly exact."""
+    task, state = task_of("mlp", num=60)
+    state["3.weight"] *= 0
+    state["3.bias"] = torch.tensor([60.0, 0.0, 0.0])
+    inputs = torch.zeros(60, 4, dtype=torch.float64)
+    inputs[7] = 40.0
+    state["3.weight"][1, 0] = 60 * torch.tanh(state["0.weight"][0].sum() * 40).sign()
+    data = Batches(inputs, torch.zeros(60, dtype=torch.long), 8)
+    task = Task("mlp", task.model, task.loss, data)
+    truth = fisher_trace(task, state, labels=labels, num_backwards=None if labels == "observed"
+                         else 50_000, **EXACT)  # fmt: skip
+    found = fisher_trace(task, state, labels=labels, num_backwards=16, **EXACT)
+    assert_allclose(found["total"], truth["total"], rtol=0.2)
+    assert found["total_stderr"] < 0.2 * found["total"]
+
+
+def test_streamed_data_give_what_data_in_memory_give():
+    task, state = task_of("batch-norm", num=20, batch_size=6)
+    batches = [(x, y) for x, y in task.data]
+    uneven = [*batches[:2], *((x[i : i + 1], y[i : i + 1]) for x, y in batches[2:] for i in
+                              range(len(x)))]  # fmt: skip
+    for labels in ("sampled", "observed"):
+        options = {"labels": labels, "num_backwards": 12, **EXACT}
+        wanted = fisher_trace(task, state, **options)
+        ready = prepare(task, [state], **EXACT)
+        streamed = replace(ready.examples[0], inputs=None, targets=None, source=uneven)
+        ready = replace(ready, examples=(streamed,))
+        found = fisher_trace(ready, state, **options)
+        assert_allclose(found["trace"], wanted["trace"], rtol=1e-9, atol=1e-14)
+        assert_allclose(found["trace_stderr"], wanted["trace_stderr"], rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("labels", ["sampled", "exact"])
+def test_where_memory_runs_out_there_are_fewer_at_a_time(labels, monkeypatch):
+    task, state = task_of("attention", num=9, batch_size=9)
+    wanted = fisher_trace(task, state, labels=labels, **EXACT)
+    real, calls = fisher_sampling.example_gradients, []
+
+    def small(model, rules, inputs, cotangents, **options):
+        def counting(outputs):
+            pulled = cotangents(outputs)
+            calls.append(pulled.shape[:2])
+            if pulled.shape[0] * pulled.shape[1] > limit:
+                raise torch.OutOfMemoryError
+            return pulled
+
+        return real(model, rules, inputs, counting, **options)
+
+    limit = 6 if labels == "sampled" else 1
+    monkeypatch.setattr(fisher_sampling, "NUM_EXAMPLES", 18)
+    wanted = fisher_trace(task, state, labels=labels, **EXACT)
+    monkeypatch.setattr(fisher_sampling, "example_gradients", small)
+    found = fisher_trace(task, state, labels=labels, **EXACT)
+    assert_allclose(found["trace"], wanted["trace"], rtol=1e-10)
+    assert max(k * b for k, b in calls) > limit
+    limit = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        fisher_trace(task, state, labels=labels, **EXACT)
+
+
+def test_nothing_of_the_user_is_changed():
+    task, state = task_of("batch-norm")
+    task.model.train()
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    given = {name: value.clone() for name, value in state.items()}
+    random = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    fisher_trace(task, state, **EXACT)
+    fisher_diagonal(task, state, labels="exact", **EXACT)
+    assert task.model.training
+    assert all(p.requires_grad and p.grad is None for p in task.model.parameters())
+    for name, value in task.model.state_dict().items():
+        assert torch.equal(value, before[name])
+        assert torch.equal(state[name], given[name])
+    assert torch.equal(torch.random.get_rng_state(), random[0])
+    assert (np.random.get_state()[1] == random[1]).all()  # noqa: NPY002
+
+
+def test_what_was_counted_is_said():
+    task, state = task_of("frozen")
+    found = fisher_trace(task, state, **EXACT)
+    assert found.attrs["not_counted"] == "0.weight"
+    assert found["tensor"].values.tolist() == ["0.bias", "2.weight", "2.bias"]
+    assert found["module"].values.tolist() == ["0", "2", "2"]
+    assert found["num_parameters"].values.tolist() == [5, 15, 3]
+    task, state = task_of("tied")
+    found = fisher_trace(task, state, **EXACT)
+    assert found["rule"].values.tolist() == ["fallback", "fallback"]
+    assert "embed.weight: shared by embed.weight, out.weight" in found.attrs["notes"]
+    assert (found.attrs["likelihood"], found.attrs["labels"]) == ("categorical", "sampled")
+    assert found.attrs["loss_scale"] == pytest.approx(0.5)
+
+
+def test_ignored_tokens_are_left_out():
+    """The trace is that of shorter sentences where the model sees each token by itself."""
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 4)).double()
+    tokens = torch.tensor([[0, 1, 2], [3, 4, 0]])
+    targets = torch.tensor([[1, 2, -100], [0, 3, -100]])
+
+    def loss(outputs, targets):
+        return F.cross_entropy(outputs.transpose(1, 2), targets, reduction="none").sum(1)
+
+    for labels in ("exact", "observed"):
+        whole = Task("padded", model, loss, Batches(tokens, targets, 2))
+        short = Task("short", model, loss, Batches(tokens[:, :2], targets[:, :2], 2))
+        found, wanted = (
+            fisher_trace(task, model.state_dict(), labels=labels, **EXACT)
+            for task in (whole, short)
+        )
+        assert_allclose(found["trace"], wanted["trace"], rtol=1e-12)
+
+
+def averaged(outputs, targets):
+    return F.cross_entropy(outputs, targets)
+
+
+class Mixing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Linear(4, 5), nn.BatchNorm1d(5, track_running_stats=False)
+        self.last = nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x)))
+
+
+class Rounded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.inner(x).argmax(1)
+
+
+def test_bad_input_is_named():
+    task, state = task_of("mlp")
+    data = task.data
+    with pytest.raises(ValueError, match="reduction='none'"):
+        fisher_trace(Task("mean", task.model, averaged, data), state, **EXACT)
+    model = Mixing()
+    with pytest.raises(ValueError, match=r"norm normalise with the statistics of the batch"):
+        fisher_trace(Task("mixing", model, cross_entropy, data), model.state_dict(), **EXACT)
+    model = Rounded()
+    with pytest.raises(ValueError, match="the outputs are not differentiable"):
+        fisher_trace(Task("rounded", model, lambda o, y: (o - y).double(), data),
+                     model.state_dict(), **EXACT)  # fmt: skip
+    with pytest.raises(ValueError, match="labels out of range: the model gives 3 outputs"):
+        fisher_trace(replace(task, data=Batches(data.inputs, data.targets + 1, 3)), state, **EXACT)
+    with pytest.raises(ValueError, match="task 'mlp': the loss belongs to no likelihood"):
+        fisher_trace(replace(task, loss=lambda o, y: cross_entropy(o, y) * (y + 1)), state, **EXACT)
+    with pytest.raises(ValueError, match="cannot be differentiated with respect to the outputs"):
+        fisher_trace(replace(task, loss=lambda o, y: (o.argmax(1) != y).double()), state,
+                     labels="observed", **EXACT)  # fmt: skip
+    model = nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 3))
+    tokens = torch.arange(80).reshape(20, 4) % 3
+    targets = tokens.clone()
+    targets[15, 1] = 3
+    far = Task("tokens", model, tokens_loss, Batches(tokens, tokens, 3))
+    ready = prepare(far, [model.state_dict()], **EXACT)
+    ready = replace(ready, examples=(replace(ready.examples[0], targets=targets),))
+    with pytest.raises(ValueError, match=r"gives 3 classes .* example 15 of the data has the lab"):
+        fisher_trace(ready, model.state_dict(), **EXACT)
+
+
+def test_an_example_without_finite_gradient_is_named():
+    task, _ = task_of("mlp", num=20)
+
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.inner(x).abs().sqrt()
+
+    model = Root().double()
+    inputs = task.data.inputs.clone()
+    inputs[13] = 0
+    with torch.no_grad():
+        model.inner.bias[:] = 0
+    data = Batches(inputs, task.data.targets, 6)
+    broken = Task("root", model, cross_entropy, data)
+    for labels in ("sampled", "exact", "observed"):
+        with pytest.raises(NonFiniteError, match="the gradient of example 13 of task 'root'"):
+            fisher_trace(broken, model.state_dict(), labels=labels, **EXACT)
+    inputs[14] = float("nan")
+    with pytest.raises(NonFiniteError, match="the output of example 14 of task 'root'"):
+        fisher_trace(broken, model.state_dict(), num_backwards=12, **EXACT)
+
+
+def test_wrong_options_are_refused():
+    task, state = task_of("mlp")
+    for options, message in (
+        ({"labels": "empirical"}, "labels must be one of sampled, exact, observed"),
+        ({"scheme": "best"}, "scheme must be one of importance, plain"),
+        ({"num_backwards": 0}, "num_backwards must be at least 1"),
+        ({"tolerance": 0.0}, "tolerance must be positive"),
+        ({"seed": -1}, "seed must not be negative"),
+        ({"batch_norm": "interpolate"}, "batch_norm must be 'recalibrate' or 'keep'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fisher_trace(task, state, **options, **EXACT)
+    with pytest.raises(ValueError, match="has no standard error to meet a tolerance"):
+        fisher_diagonal(task, state, tolerance=0.1, **EXACT)
