@@ -49,7 +49,10 @@ MAY_IMPORT = {
         "execution", "families", "maths", "products", "results", "selection", "states",
         "symmetries", "task",
     },
-    "experiments": {"task", "states", "checkpoints", "datasets", "maths"},
+    "experiments": {
+        "checkpoints", "datasets", "engine", "examples", "execution", "maths", "results", "states",
+        "task",
+    },
     "tables": {"analyses", "results"},
 }  # fmt: skip
 FREE = {"cli", "demo", "__init__", "__main__"}

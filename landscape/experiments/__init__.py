@@ -1,5 +1,6 @@
 """Making the runs whose checkpoints the analyses study: nothing here knows an analysis."""
 
+from landscape.experiments.records import Ended as Ended, RunError as RunError
 from landscape.experiments.runs import (
     At as At,
     Branch as Branch,
@@ -13,3 +14,4 @@ from landscape.experiments.runs import (
     cross_entropy as cross_entropy,
     log_spaced as log_spaced,
 )
+from landscape.experiments.training import train as train

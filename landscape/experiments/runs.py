@@ -391,6 +391,11 @@ class Run:
         first = self.first_step
         return {step for step in steps if step > first} | {first, self.timeline.steps}
 
+    @cached_property
+    def freezing_steps(self) -> set[int]:
+        """The steps at which parameters freeze or thaw."""
+        return {step for timed in self.frozen for step in timed.window.within(self.timeline)}
+
     def clock(self, step: int) -> Clock:
         """The clock that scalars follow."""
         return self.timeline.at(step)
@@ -438,10 +443,10 @@ class RunView:
     """What a hook sees of its run: tensors that it may change in place.
 
     `weights` and `buffers` by name, `optimiser` by the name of the moment (`"momentum"`; or
-    `"first"`, `"second"`) and then of the parameter. `mask`, by name, multiplies every update:
-    1 where weights move. What `memory` (a dict of this hook alone: tensors, numbers, text) holds is
-    kept with the run and comes back when it resumes. `model` is the skeleton in training mode,
-    for `torch.func.functional_call`; its own tensors mean nothing. `folder` is that of the run.
+    `"first"`, `"second"`) and then of the parameter. What `memory` holds (a dict
+    of this hook alone: tensors, numbers, text) is kept with the run and comes back when it resumes.
+    `model` is the skeleton for `torch.func.functional_call`; its own tensors mean nothing. `folder`
+    is that of the run.
     """
 
     run: Run
@@ -450,5 +455,4 @@ class RunView:
     weights: Mapping[str, Tensor]
     buffers: Mapping[str, Tensor]
     optimiser: Mapping[str, Mapping[str, Tensor]]
-    mask: Mapping[str, Tensor]
     memory: dict[str, Any]
