@@ -228,23 +228,26 @@ def estimate(
     """
     how = comparison(options)
     with _data(task, how) as (model, device, examples):
-        few = some(examples, slice(0, 2048), "contiguous", how.dtype)
+        few_examples = some(examples, slice(0, 2048), "contiguous", how.dtype)
         one = opened(model, state, examples, how, device=device)
         num = len(one.layers)
         groups = [list(range(2 * num))] if joint else [[i, num + i] for i in range(num)]
-        start = time.perf_counter()
-        found = compared([one, one], groups, few, how)
-        summed = time.perf_counter()
-        found.table([(0, 0, 1)], (1,))
-        once = time.perf_counter()
-        found.table([(0, 0, 1)] * 4, (4,))
-        done = time.perf_counter()
-    each = max(0.0, (done - once) - (once - summed)) / 3
+        times = [time.perf_counter()]
+        found = compared([one, one], groups, few_examples, how)
+        times.append(time.perf_counter())
+        layers = np.unique(np.linspace(0, num - 1, 4).round().astype(int))
+        pairs = [(0, i, num + i) if joint else (i, 0, 1) for i in layers]
+        for some_pairs in (pairs, pairs, 3 * pairs):  # the first whitens what the others share
+            found.table(some_pairs, (len(some_pairs),))
+            times.append(time.perf_counter())
+    summed, first, second, thrice = np.diff(times)
+    each = max(0.0, thrice - second) / (2 * len(pairs))
+    once = max(0.0, first - each * len(pairs)) * (1 if joint else num / len(pairs))
     widths = [neurons(layer, found.maps) for layer in one.layers]
     sizes = [widths * num_networks] if joint else [[width] * num_networks for width in widths]
     needed = moments_bytes(sizes, how, found.maps)
-    passed = (summed - start) / 2 * examples.num / few.num + (once - summed - each) / 2
-    return Estimate(needed, passed, each)
+    passed = summed / 2 * examples.num / few_examples.num + once / 2
+    return Estimate(needed, float(passed), float(each))
 
 
 def comparison(options: dict[str, Any]) -> Comparison:
