@@ -82,3 +82,14 @@ def test_batches_that_do_not_fit_are_refused():
         minibatch_cka([([x], [y])])
     with pytest.raises(ValueError, match="batches of at least four examples, got none"):
         minibatch_cka([([x[:3]], [y[:3]])])
+
+
+def test_activations_that_are_complex_or_not_finite_are_refused():
+    x, y = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(0))
+    bad = y.clone()
+    bad[2, 1] = float("inf")
+    message = "layer 1 of the second network are not finite in batch 1 "
+    with pytest.raises(ValueError, match=message):
+        minibatch_cka([([x], [x, y]), ([x], [x, bad])])
+    with pytest.raises(ValueError, match="real activations, got complex"):
+        minibatch_cka([([x], [y.to(torch.complex64)])])

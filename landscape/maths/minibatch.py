@@ -26,20 +26,29 @@ def minibatch_cka(
     arithmetic is in the widest dtype of the layers, float32 at least.
 
     nan where a layer has no criterion with itself. Raises `ValueError` if no batch has four
-    examples, or layers of a batch have different numbers of them.
+    examples, layers of a batch have different numbers of them, and for activations that are complex
+    or not finite.
     """
     total: list[Tensor] | None = None
-    for xs, ys in batches:
+    for number, (xs, ys) in enumerate(batches):
         sizes = sorted({len(block) for block in (*xs, *ys)})
         if len(sizes) != 1:
             raise ValueError(f"layers of a batch must have the same examples, got {sizes} rows")
         if sizes[0] < 4:
             continue
+        if any(block.is_complex() for block in (*xs, *ys)):
+            raise ValueError("minibatch CKA takes real activations, got complex ones")
         dtype = reduce(torch.promote_types, (block.dtype for block in (*xs, *ys)), torch.float32)
         x = _centred_grams(xs, dtype)
         y = x if xs is ys else _centred_grams(ys, dtype)
         found = [x @ y.T, x.square().sum(1), y.square().sum(1)]
         found = [part.double() for part in found]
+        for name, own in (("first", found[1]), ("second", found[2])):
+            if len(bad := (~own.isfinite()).nonzero()):
+                raise ValueError(
+                    f"activations of layer {int(bad[0])} of the {name} network are not finite in "
+                    f"batch {number} (both counted from 0), or too large to be squared"
+                )
         total = found if total is None else [a + b for a, b in zip(total, found, strict=True)]
     if total is None:
         raise ValueError("debiased CKA needs batches of at least four examples, got none")
