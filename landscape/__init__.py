@@ -18,6 +18,9 @@ _WHERE = {
     "landscape.evaluation": ["evaluate"],
     "landscape.analyses.alignment": ["align"],
     "landscape.analyses.connectivity": ["connect"],
+    "landscape.analyses.fisher": ["fisher_diagonal", "fisher_trace"],
+    "landscape.analyses.fisher_spectrum": ["fisher_eigenvalues"],
+    "landscape.analyses.hessian": ["hessian_density", "hessian_eigenvalues", "hessian_trace"],
     "landscape.analyses.instability": ["instability"],
     "landscape.analyses.interpolation": ["barrier", "interpolate"],
     "landscape.analyses.layers": ["compare_layers"],
@@ -35,6 +38,16 @@ if TYPE_CHECKING:
     from landscape import datasets as datasets, models as models, plots as plots
     from landscape.analyses.alignment import align as align
     from landscape.analyses.connectivity import connect as connect
+    from landscape.analyses.fisher import (
+        fisher_diagonal as fisher_diagonal,
+        fisher_trace as fisher_trace,
+    )
+    from landscape.analyses.fisher_spectrum import fisher_eigenvalues as fisher_eigenvalues
+    from landscape.analyses.hessian import (
+        hessian_density as hessian_density,
+        hessian_eigenvalues as hessian_eigenvalues,
+        hessian_trace as hessian_trace,
+    )
     from landscape.analyses.instability import instability as instability
     from landscape.analyses.interpolation import barrier as barrier, interpolate as interpolate
     from landscape.analyses.layers import compare_layers as compare_layers

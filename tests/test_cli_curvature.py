@@ -10,6 +10,8 @@ from numpy.testing import assert_allclose
 from test_cli import folder as folder, run
 
 from landscape import results
+from landscape.analyses.fisher import fisher_trace
+from landscape.analyses.fisher_training import fisher_over_training
 from landscape.analyses.hessian import hessian_density, hessian_eigenvalues, hessian_trace
 from landscape.checkpoints import save_checkpoint
 
@@ -109,3 +111,76 @@ def test_wrong_input_is_refused(mlp, capsys, arguments, message):
     assert run("hessian", *arguments, *MLP, "-q", "-o", "w.h5") == 3
     assert message in capsys.readouterr().err
     assert not Path("w.h5").exists()
+
+
+# --- fisher ---------------------------------------------------------------------------------------
+
+
+def test_the_fisher_information_of_one_checkpoint(mlp, capsys):
+    command = ("fisher", "mlp-a.pt", *MLP, "--labels", "exact", "-o", "f.h5")
+    assert run(*command) == 0
+    out, err = capsys.readouterr()
+    assert out == "f.h5\n"
+    assert "exact" in err
+    result = results.load("f.h5")
+    here = fisher_trace(CASES["mlp"].task(), CASES["mlp"].states()[0], labels="exact")
+    assert_allclose(result["trace"], here["trace"], rtol=1e-6)
+    assert result["tensor"].values.tolist() == here["tensor"].values.tolist()
+    assert run("plot", "f.h5", "-o", "f.png") == 0
+    assert run("fisher", "mlp-a.pt", *MLP, "--labels", "exact", "observed", "-o", "g.h5") == 3
+    assert "one kind of labels" in capsys.readouterr().err
+
+
+def test_the_fisher_information_of_a_run_in_epochs(mlp, capsys):
+    states = runs_of()
+    command = ("fisher", "runs/seed0", *MLP, "--labels", "sampled", "observed",
+               "--steps-per-epoch", 10, "--deficit", "0:1", "-o", "f.h5")  # fmt: skip
+    assert run(*command) == 0
+    assert "peak" in capsys.readouterr().err
+    result = results.load("f.h5")
+    assert result["step"].values.tolist() == [0, 1, 2]
+    assert result.attrs["units"] == "epochs"
+    assert (result.attrs["deficit_start"], result.attrs["deficit_end"]) == (0, 1)
+    here = fisher_over_training(
+        CASES["mlp"].task(), states, steps=[0, 1, 2], labels=["sampled", "observed"]
+    )
+    for name in ("trace", "total_stderr", "loss"):
+        assert_allclose(result[name].transpose(*here[name].dims), here[name], rtol=1e-5)
+    highest = here["total"].idxmax("step")
+    assert_allclose(result["peak_step"], highest)
+    before = results.load("f.h5")
+    assert run(*command) == 0
+    assert results.load("f.h5").equals(before)
+    assert run("plot", "f.h5", "-o", "f.png") == 0
+
+
+def test_the_fisher_information_of_several_runs(mlp, capsys):
+    states = runs_of(2, runs=2)
+    command = ("fisher", "runs/seed0", "runs/seed1", *MLP, "-q", "-o", "f.h5")
+    assert run(*command, "--deficit", "seed1=0:5") == 0
+    result = results.load("f.h5")
+    assert result["run"].values.tolist() == ["seed0", "seed1"]
+    assert np.isnan(result["deficit_end"].values).tolist() == [True, False]
+    for number, name in enumerate(("seed0", "seed1")):
+        here = fisher_over_training(CASES["mlp"].task(), states[2 * number : 2 * number + 2])
+        assert_allclose(result["trace"].sel(run=name), here["trace"], rtol=1e-5)
+    assert run("plot", "f.h5", "-o", "f.png") == 0
+    assert run(*command, "--deficit", "seed7=0:5", "--overwrite") == 3
+    assert "seed7" in capsys.readouterr().err
+
+
+def test_a_bad_checkpoint_is_one_failed_point_of_the_fisher_information(mlp, capsys):
+    states = runs_of()
+    states[1]["0.weight"][0, 0] = np.nan
+    torch.save(states[1], "runs/seed0/step-00000010.pt")
+    assert run("fisher", "runs/seed0", *MLP, "-o", "f.h5") == 4
+    assert "1 failed" in capsys.readouterr().err
+    result = results.load("f.h5")
+    assert np.isfinite(result["total"]).values.tolist() == [True, False, True]
+
+
+def test_the_cost_of_the_fisher_information(mlp, capsys):
+    runs_of()
+    assert run("fisher", "runs/seed0", *MLP, "-o", "f.h5", "--dry-run") == 0
+    assert "3 checkpoints, about" in capsys.readouterr().out
+    assert not Path("f.h5").exists()

@@ -32,6 +32,7 @@ from landscape.analyses.fisher_sampling import (
     some_points,
 )
 from landscape.evaluation import Prepared, Tasks, described, evaluate, placed_state
+from landscape.maths.phases import peak
 from landscape.results import STATUS, dataset
 from landscape.states import State, Stored, loaded, match
 from landscape.task import Task, tasks_of, training_task
@@ -195,6 +196,28 @@ def _stacked(
             values[place] = one[name].values
         found[str(name)] = (("step", "batch_norm", *variable.dims), values, variable.attrs)
     return found
+
+
+def with_peaks(result: xr.Dataset) -> xr.Dataset:
+    """A result over steps with the step at which each total is highest, and where else it may be.
+
+    Adds `peak_step`, `peak_step_low` and `peak_step_high` (95 %, see `maths.phases.peak`) over the
+    other dimensions of `total`; NaN where there is no finite value.
+    """
+    total = result["total"].transpose(..., "step")
+    errors = result["total_stderr"].transpose(..., "step").fillna(0)
+    found = np.full((3, *total.shape[:-1]), np.nan)
+    for place in np.ndindex(total.shape[:-1]):
+        values = total.values[place]
+        if np.isfinite(values).any():
+            one = peak(result["step"].values, values, errors.values[place])
+            found[(slice(None), *place)] = one.step, one.low, one.high
+    dims = total.dims[:-1]
+    words = ("peak of the trace", "first step where it may be", "last step where it may be")
+    names = ("peak_step", "peak_step_low", "peak_step_high")
+    return result.assign(
+        {n: (dims, row, {"long_name": w}) for n, row, w in zip(names, found, words, strict=True)}
+    )
 
 
 # --- what it costs --------------------------------------------------------------------------------

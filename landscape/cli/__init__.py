@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     o.instability(_verb(verbs, "instability", instability.instability))
     o.align(_verb(verbs, "align", paths.align))
     o.layers(_verb(verbs, "layers", layers.layers))
+    o.fisher(_verb(verbs, "fisher", curvature.fisher))
     o.hessian(_verb(verbs, "hessian", curvature.hessian))
     o.dynamics(_verb(verbs, "dynamics", dynamics.dynamics))
     o.plot(_verb(verbs, "plot", files.plot))

@@ -1,7 +1,6 @@
 """The verb about weights in motion: how far they are from their start, their end and each other."""
 
 import argparse
-import os
 import sys
 import time
 from functools import lru_cache
@@ -21,15 +20,13 @@ from landscape.cli.jobs import (
     tasks,
     writable,
 )
-from landscape.cli.runs import run_of
+from landscape.cli.runs import runs_of
 
 if TYPE_CHECKING:
     import numpy as np
     import xarray as xr
 
     from landscape.states import State
-
-Runs = dict[str, tuple[list[Path], list[int]]]  # checkpoints and their steps, by name
 
 
 def dynamics(options: argparse.Namespace) -> bool:
@@ -40,7 +37,7 @@ def dynamics(options: argparse.Namespace) -> bool:
     output = writable(options.output)
     if options.gradients and not options.task:
         raise ValueError("--gradients needs --task, of whose loss they are")
-    runs = _runs(options)
+    runs = runs_of(options.runs, options.pattern)
     names, steps = list(runs), next(iter(runs.values()))[1]
     files = [file for found, _ in runs.values() for file in found]
     references = {name: getattr(options, name) for name in ("initial", "final")}
@@ -75,31 +72,6 @@ def dynamics(options: argparse.Namespace) -> bool:
 
         print(tables.dynamics_table(result), file=sys.stderr)
     return finish(result, output)
-
-
-def _runs(options: argparse.Namespace) -> Runs:
-    """The checkpoints of each run; a single one has the name "".
-
-    Raises `ValueError` if runs have other steps than the first.
-    """
-    paths = [Path(path).absolute() for path in options.runs]
-    if len(paths) == 1 or not all(path.is_dir() for path in paths):
-        return {"": run_of(options.runs, options.pattern)}
-    if len({*paths}) < len(paths):
-        raise ValueError("a run is named twice: each counts once")
-    above = os.path.commonpath([path.parent for path in paths])
-    runs = {os.path.relpath(p, above): run_of([str(p)], options.pattern) for p in paths}
-    (first, (_, steps)), *others = runs.items()
-    for name, (_, other) in others:
-        if other != steps:
-            apart = sorted({*steps} ^ {*other})
-            raise ValueError(
-                f"runs are compared step by step, but {first} has {len(steps)} checkpoints and "
-                f"{name} has {len(other)}; only one of them has step "
-                f"{', '.join(map(str, apart[:5]))}{', ...' if len(apart) > 5 else ''}. Choose "
-                "common ones with --pattern"
-            )
-    return runs
 
 
 def _rows(

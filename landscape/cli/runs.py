@@ -59,3 +59,28 @@ def short_names(paths: Sequence[str | Path]) -> list[str]:
     absolute = [Path(path).absolute() for path in paths]
     above = os.path.commonpath([path.parent for path in absolute])
     return [os.path.relpath(path, above) for path in absolute]
+
+
+def runs_of(texts: Sequence[str], pattern: str | None) -> dict[str, tuple[list[Path], list[int]]]:
+    """The checkpoints of each run and their steps; a single run has the name "".
+
+    Raises `ValueError` if runs have other steps than the first.
+    """
+    paths = [Path(text).absolute() for text in texts]
+    if len(paths) == 1 or not all(path.is_dir() for path in paths):
+        return {"": run_of(texts, pattern)}
+    if len({*paths}) < len(paths):
+        raise ValueError("a run is named twice: each counts once")
+    above = os.path.commonpath([path.parent for path in paths])
+    runs = {os.path.relpath(path, above): run_of([str(path)], pattern) for path in paths}
+    (first, (_, steps)), *others = runs.items()
+    for name, (_, other) in others:
+        if other != steps:
+            apart = sorted({*steps} ^ {*other})
+            raise ValueError(
+                f"runs are compared step by step, but {first} has {len(steps)} checkpoints and "
+                f"{name} has {len(other)}; only one of them has step "
+                f"{', '.join(map(str, apart[:5]))}{', ...' if len(apart) > 5 else ''}. Choose "
+                "common ones with --pattern"
+            )
+    return runs
