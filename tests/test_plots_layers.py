@@ -114,6 +114,13 @@ def test_negative_values_lower_the_scale_and_are_not_clamped():
     assert_allclose(limits_of(np.array([-0.3, 1.0])), (-0.3, 1))
 
 
+def test_a_value_that_is_written_as_zero_has_no_sign():
+    result = pairs(2, measures=("cka",))
+    result["cka"][0, 1] = -0.0003
+    assert "0.00" in texts(plots.similarity(result, axes()).texts)
+    assert "-0.00" not in texts(plots.similarity(result, axes()).texts)
+
+
 def test_a_similarity_without_a_value_is_hatched():
     result = pairs()
     result["cka"][1, 2] = np.nan

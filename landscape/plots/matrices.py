@@ -147,6 +147,6 @@ def write(ax: Axes, image: Any, values: NDArray[np.float64], decimals: int) -> N
         value = values[row, column]
         light = float(np.dot(image.cmap(image.norm(value))[:3], (0.299, 0.587, 0.114))) > 0.5
         ax.text(
-            column, row, f"{value:.{decimals}f}", ha="center", va="center",
+            column, row, f"{value:z.{decimals}f}", ha="center", va="center",
             fontsize="x-small", color="black" if light else "white",
         )  # fmt: skip
