@@ -123,6 +123,11 @@ def test_p_values_count_the_given_pairing():
     assert Null(5.0, np.array([1.0, 2.0, 3.0])).p_value == 0.25
 
 
+def test_where_chance_alone_is_one_there_is_no_score():
+    assert np.isnan(Null(1.0, np.ones(5)).score)
+    assert Null(0.5, np.array([0.0, 0.0])).score == 0.5
+
+
 def test_leaving_out_single_examples_gives_the_error_of_a_mean():
     values = np.random.default_rng(0).normal(size=(30, 2))
     left_out = (values.sum(0) - values) / 29

@@ -82,7 +82,7 @@ class CCA:
     @property
     def adjusted(self) -> float:
         """`mean_squared` on a scale on which chance is 0."""
-        return _above_chance(self.mean_squared, self.chance)
+        return above_chance(self.mean_squared, self.chance)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class CKA:
     @property
     def adjusted(self) -> float:
         """The value on a scale on which chance is 0."""
-        return _above_chance(self.value, self.chance)
+        return above_chance(self.value, self.chance)
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Regression:
     @property
     def adjusted(self) -> float:
         """The adjusted R^2, on a scale on which chance is 0."""
-        return _above_chance(self.value, self.chance)
+        return above_chance(self.value, self.chance)
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class Properties:
     metric: bool = False
 
 
-def _above_chance(value: float, chance: float) -> float:
+def above_chance(value: float, chance: float) -> float:
     """A value on a scale on which chance is 0 and 1 is 1; nan where chance alone is 1."""
     return (value - chance) / (1 - chance) if chance < 1 else float("nan")
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from landscape.maths.moments import Moments
 from landscape.maths.overlap import Activations, Overlap, Rows, overlap, rows
+from landscape.maths.scores import above_chance
 
 Array = NDArray[np.float64]
 Measure = Callable[[Overlap], Any]
@@ -29,7 +30,7 @@ class Null:
     `draws` (num,) are the values without a pairing, `mean` and `deviation` theirs. `p_value` is
     (1 + number of draws that reach the value) / (1 + num): of data that share nothing, at most a
     share a has a p-value up to a. `score` is (value - mean) / (1 - mean): 0 at chance, 1 where the
-    value is 1.
+    value is 1; nan where every pairing gives 1.
     """
 
     value: float
@@ -53,7 +54,7 @@ class Null:
     @property
     def score(self) -> float:
         """The value on a scale from chance to one."""
-        return (self.value - self.mean) / (1 - self.mean)
+        return above_chance(self.value, self.mean)
 
 
 @dataclass(frozen=True, eq=False)
