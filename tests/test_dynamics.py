@@ -17,6 +17,7 @@ from landscape.evaluation import evaluate
 from landscape.models import mlp
 from landscape.results import problems
 from landscape.states import State
+from landscape.tables import dynamics_table
 from landscape.task import Task, wrong
 
 MOVED = ("distance", "cosine", "signs")
@@ -404,3 +405,24 @@ def test_the_telemetry_of_early_training():
     assert float(slope.sel(step=10)) < 0.5 * float(slope.sel(step=0))
     assert float(result["error"][-1]) < 0.05
     assert float(result["landmark_reached"]) in steps[1:8]
+
+
+def test_the_table_says_how_far_each_layer_went():
+    def state(shift):
+        return {"a.w": torch.tensor([3.0, 4.0 - shift]), "b.w": torch.tensor([shift - 2.0])}
+
+    states = [state(0.0), state(4.0)]
+    rows = [" ".join(row.split()) for row in dynamics_table(dynamics(None, states)).split("\n")]
+    assert rows == [
+        "layer parameters norm at step 0 at 1 distance cosine same signs",
+        "a 2 5.0000 3.0000 4.0000 0.6000 0.5000",
+        "b 1 2.0000 2.0000 4.0000 -1.0000 0.0000",
+        "total 3 5.3852 3.6056 5.6569 0.2575 0.3333",
+    ]
+    both = over_runs({"x": dynamics(None, states), "y": dynamics(None, states[:1] * 2)})
+    assert "2.0000 [0.0000, 4.0000]" in dynamics_table(both)
+    told = dynamics_table(with_landmarks(dynamics(None, states).assign(error=("step", [0.8, 0.1]))))
+    assert told.split("\n")[-1] == (
+        "error: at most 0.4 from step 1, fastest fall from step 0, minimum at step 1, plateau from "
+        "step 1"
+    )

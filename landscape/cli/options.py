@@ -471,8 +471,10 @@ def plot(verb: Verb) -> None:
         help="measures to draw (all; the first for .vts and .html)",
     )  # fmt: skip
     verb.add_argument(
-        "--kind", choices=("3d",), help="draw a surface in three dimensions instead of contours"
-    )
+        "--kind", choices=("3d", "layers", "weights"),
+        help="draw a surface in three dimensions instead of contours; dynamics by layer, or the "
+        "distribution of weights, instead of those of the whole network",
+    )  # fmt: skip
     verb.add_argument(
         "--html", action="store_true",
         help="an interactive surface that needs no network, as for an output that ends in .html",

@@ -6,6 +6,7 @@ bytes; `write_vts` and `write_html` are for viewers in three dimensions. The sty
 """
 
 from landscape.plots.curvature import density, eigenvalues, sharpness
+from landscape.plots.dynamics import distribution, movement, progress
 from landscape.plots.export import write_html, write_vts
 from landscape.plots.figures import WIDTHS, figure, paper_style, save_figure
 from landscape.plots.information import fisher_layers, fisher_trace, traces
@@ -18,8 +19,8 @@ from landscape.plots.steps import instability
 from landscape.plots.surfaces import contours, surface3d
 
 __all__ = [
-    "WIDTHS", "colour_bar", "contours", "convergence", "density", "eigenvalues", "figure",
-    "fisher_layers", "fisher_trace", "frequencies", "heatmap", "instability", "levels_for",
-    "lines", "matrix", "paper_style", "path", "save_figure", "sharpness", "similarity", "spectra",
-    "surface3d", "traces", "write_html", "write_vts",
+    "WIDTHS", "colour_bar", "contours", "convergence", "density", "distribution", "eigenvalues",
+    "figure", "fisher_layers", "fisher_trace", "frequencies", "heatmap", "instability",
+    "levels_for", "lines", "matrix", "movement", "paper_style", "path", "progress", "save_figure",
+    "sharpness", "similarity", "spectra", "surface3d", "traces", "write_html", "write_vts",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ import matplotlib as mpl
 import xarray as xr
 from matplotlib.figure import Figure
 
-from landscape.plots import information_panels, layer_panels, panels
+from landscape.plots import dynamics, information_panels, layer_panels, panels
 from landscape.plots.parts import measures, replacing, similarities
 
 STYLE = Path(__file__).with_name("paper.mplstyle")
@@ -49,17 +49,19 @@ def figure(
     spectra; panels by layer between steps or networks; lines to the final state. Fisher information
     through training: its curve over maps of the layers; of one state: points for tensors or
     modules. Eigenvalues, the largest one through training, spectral densities: one panel.
+    Dynamics: a dashboard of the whole network.
 
     `y`: the measures to draw, all by default. `venue`: a key of `WIDTHS`. `style`: a matplotlib
     style or style file instead of the package's own. `kind`: `"3d"` draws a plane as surfaces in
-    three dimensions, `"tsne"` a trajectory's embedding.
+    three dimensions, `"tsne"` a trajectory's embedding, `"layers"` dynamics by layer, `"weights"`
+    (with names of layers as `y`) how weights are distributed.
 
     Raises `ValueError` for a result that has no plot, and for an unknown measure, venue or kind.
     """
     if venue not in WIDTHS:
         raise ValueError(f"venue must be one of {', '.join(WIDTHS)}, got {venue!r}")
-    if kind not in (None, "3d", "tsne"):
-        raise ValueError(f"kind must be '3d', 'tsne' or None, got {kind!r}")
+    if kind not in (None, "3d", "tsne", "layers", "weights"):
+        raise ValueError(f"kind must be '3d', 'tsne', 'layers', 'weights' or None, got {kind!r}")
     with paper_style(style):
         result = result.rename(_on_axes(result))
         draw, names = _suited(result, kind)
@@ -107,6 +109,7 @@ def _suited(result: xr.Dataset, kind: str | None) -> tuple[panels.Draw, list[str
     choices: list[tuple[str | None, panels.Draw, list[str]]] = [
         ("3d", panels.surfaces, measures(result, ("x", "y")) if "z" not in dims else []),
         ("tsne", partial(panels.trajectory, view="tsne"), ["tsne"] * ("tsne_x" in result)),
+        *_moving(result),
         (None, panels.instabilities, _unstable(result)),
         (None, information_panels.over_training, _through_training(result)),
         (None, information_panels.one_state, _of_one_state(result)),
@@ -130,9 +133,11 @@ def _suited(result: xr.Dataset, kind: str | None) -> tuple[panels.Draw, list[str
     known = {
         None: "results along t, state or x, over x and y (and z), over layer and t, matrices over "
         "run and other_run, instability by branch step, trajectories, similarities of layers, "
-        "Fisher information over tensors (and steps), eigenvalues, spectral densities",
+        "Fisher information over tensors (and steps), eigenvalues, spectral densities, dynamics",
         "3d": "surfaces over x and y",
         "tsne": "trajectories with tsne_x and tsne_y",
+        "layers": "dynamics",
+        "weights": "dynamics",
     }[kind]
     raise ValueError(
         f"there is no {what} for the analysis {result.attrs.get('analysis')!r} with dimensions "
@@ -145,6 +150,17 @@ def _on_axes(result: xr.Dataset) -> dict[str, str]:
     prefixes = ("", "mark_", "curve_", "path_")
     names = {f"{one}{share}": f"{one}{axis}" for one in prefixes for share, axis in SHARES.items()}
     return {old: new for old, new in names.items() if old in result.variables}
+
+
+def _moving(result: xr.Dataset) -> list[tuple[str | None, panels.Draw, list[str]]]:
+    """What draws the dynamics of weights, if a result has them."""
+    if "weight_quantile" not in result:
+        return []
+    return [
+        (None, dynamics.dashboard, dynamics.dashboard_panels(result)),
+        ("layers", dynamics.layer_curves, dynamics.moving(result)),
+        ("weights", dynamics.distributions, list(map(str, result["layer"].values))),
+    ]
 
 
 def _unstable(result: xr.Dataset) -> list[str]:
