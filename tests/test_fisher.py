@@ -354,7 +354,7 @@ def test_where_memory_runs_out_there_are_fewer_at_a_time(labels, monkeypatch):
         return real(model, rules, inputs, counting, **options)
 
     limit = 6 if labels == "sampled" else 1
-    monkeypatch.setattr(fisher_sampling, "NUM_EXAMPLES", 18)
+    monkeypatch.setattr(fisher_sampling, "NUM_BACKWARDS", 18)
     wanted = fisher_trace(task, state, labels=labels, **EXACT)
     monkeypatch.setattr(fisher_sampling, "example_gradients", small)
     found = fisher_trace(task, state, labels=labels, **EXACT)

@@ -64,9 +64,9 @@ def fisher_trace(
     Main arguments. `labels`: `"sampled"` draws labels from the network; `"exact"` takes the mean
     over all classes, with a backward pass for each; `"observed"` takes the task's loss with the
     labels of the data (the empirical Fisher). `num_backwards`: gradients of examples to take. By
-    default all examples for exact and observed labels; for sampled ones 256, two labels for each of
-    128 examples, which are drawn in proportion to the uncertainty 1 - sum p^2 that a forward pass
-    over all examples shows. If there are no more examples than that, each goes backward.
+    default all examples for exact and observed labels; for sampled ones 256, most of them one label
+    of an example, drawn in proportion to the uncertainty 1 - sum p^2 that a forward pass over all
+    examples shows. If there are no more examples than that, each goes backward, with two labels.
     `tolerance`: go on until the standard error of the total is at most this share of it.
 
     Other arguments. `likelihood`: what outputs mean, `"categorical"`, `"bernoulli"`, `"gaussian"`

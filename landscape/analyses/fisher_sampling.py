@@ -38,8 +38,10 @@ Array = NDArray[np.float64]
 Numbers = NDArray[np.int64]
 
 LABELS = ("sampled", "exact", "observed")
-NUM_EXAMPLES = 128  # that go backward by default
-DRAWS = 2  # of the labels of each of them: the least that shows how much they differ
+NUM_BACKWARDS = 256  # for labels that are drawn
+NUM_EXAMPLES = 128  # that go backward at first for other labels
+DRAWS = 2  # of labels of an example: the least that shows how much they differ
+TWICE = 4  # one stratum of so many has two draws for each example
 UNIFORM = 0.1  # share of the examples that are drawn whatever their uncertainty
 TRIED = 8  # examples from which rules and likelihood are found
 GROWTH = 4  # by which a sample grows at most before its standard error is looked at again
@@ -176,13 +178,17 @@ def planned(probe: Probe) -> tuple[Points, int, Array]:
     All examples, without sizes, if there are no more than were asked for.
     """
     how, num = probe.how, probe.examples.num
-    each = DRAWS if how.labels == "sampled" else probe.num_cotangents
-    wanted = NUM_EXAMPLES if how.num_backwards is None else how.num_backwards // each
-    wanted = 2 * max(2, math.ceil(wanted / 2))
+    if how.labels == "sampled":
+        most = how.num_backwards or NUM_BACKWARDS
+        wanted, draws = most * TWICE // (TWICE + 1), max(DRAWS, most // num)
+    else:
+        most = how.num_backwards or NUM_EXAMPLES * probe.num_cotangents
+        wanted, draws = most // probe.num_cotangents, 1
+    wanted = 2 * max(2, wanted // 2)
     if wanted >= num or (how.labels != "sampled" and how.num_backwards is how.tolerance is None):
-        return _everything(num), max(DRAWS, DRAWS * wanted // num), np.zeros(0)
+        return _everything(num), draws, np.zeros(0)
     sizes = uncertainties(probe)
-    return drawn_points(sizes, wanted, seed=how.seed), DRAWS, sizes
+    return drawn_points(sizes, wanted, seed=how.seed), 1, sizes
 
 
 def some_points(points: Points, num: int) -> Points:
@@ -210,7 +216,7 @@ def estimated(probe: Probe) -> Estimate:
             found = _estimate(probe, points, draws, 0)
             break
         more = drawn_points(sizes, further, seed=how.seed, salt=rounds)
-        found = _together(found, _estimate(probe, more, DRAWS, rounds), spent / (spent + further))
+        found = _together(found, _estimate(probe, more, 1, rounds), spent / (spent + further))
         spent, rounds = spent + further, rounds + 1
     while points.strata is None and _too_wide(found, how.tolerance):
         further = max(DRAWS, _further(found, how.tolerance, draws))
@@ -245,28 +251,62 @@ def _together(a: Estimate, b: Estimate, share: float) -> Estimate:
 
 
 def _estimate(probe: Probe, points: Points, draws: int, salt: int) -> Estimate:
-    """Weighted sums of squared norms, and the variances that differences show."""
-    sampled, size = probe.how.labels == "sampled", len(probe.names) + 1
+    """The sum over points, and the variances that differences show.
+
+    Points of strata have one draw each, and in every fourth stratum a second one; points that are
+    all examples have `draws`.
+    """
+    if points.strata is not None:
+        return _estimate_by_pairs(probe, points, salt)
+    size = len(probe.names) + 1
     values, labels, spent = np.zeros(size), np.zeros(size), 0
-    strata = points.strata
-    terms = np.zeros((0 if strata is None else len(strata), size))
+    for _, terms in _terms(probe, points, draws, salt):
+        sums = terms.mean(0) if probe.how.labels == "sampled" else terms.sum(0)
+        values += sums.sum(0)
+        spent += terms.shape[0] * terms.shape[1]
+        if probe.how.labels == "sampled":
+            labels += ((terms - sums) ** 2).sum((0, 1)) / (draws * (draws - 1))
+    return Estimate(values, labels, np.zeros(size), spent)
+
+
+def _estimate_by_pairs(probe: Probe, points: Points, salt: int) -> Estimate:
+    assert points.strata is not None
+    terms, spent = _sums(probe, points, salt)
+    labels = np.zeros(terms.shape[1])
+    if probe.how.labels == "sampled":
+        again = np.flatnonzero(points.strata % TWICE == 0)
+        second = Points(
+            points.numbers[again], points.occurrences[again] + len(terms), points.weights[again]
+        )
+        others, more = _sums(probe, second, salt)
+        spread = ((terms[again] - others) ** 2).sum(0) / 2  # the variance of single draws
+        labels = spread / 2 + spread * (len(terms) / len(again) - 1)
+        terms[again] = (terms[again] + others) / 2
+        spent += more
+    pairs = terms[np.argsort(points.strata, kind="stable")].reshape(-1, 2, terms.shape[1])
+    both = ((pairs[:, 0] - pairs[:, 1]) ** 2).sum(0)  # its mean is the variance of sums of two
+    return Estimate(terms.sum(0), labels, np.maximum(both - labels, 0), spent)
+
+
+def _sums(probe: Probe, points: Points, salt: int) -> tuple[Array, int]:
+    """Weighted squared norms (n, tensors + 1) of points with one draw, and backward passes."""
+    sums, spent = np.zeros((len(points.numbers), len(probe.names) + 1)), 0
+    for part, terms in _terms(probe, points, 1, salt):
+        sums[part] += terms.sum(0)
+        spent += terms.shape[0] * terms.shape[1]
+    return sums, spent
+
+
+def _terms(probe: Probe, points: Points, draws: int, salt: int) -> Iterator[tuple[slice, Array]]:
+    """Weighted squared norms (k, n, tensors + 1) of some points at a time; the last is the total.
+
+    Over k cotangents they add up, or if labels are drawn, each is an estimate.
+    """
     for part, backward in pulled(probe, points, draws, salt):
         norms = np.stack([backward.norms[name].cpu().numpy() for name in probe.names], -1)
         _check_finite(probe.task, norms, points.numbers[part], "gradient")
         norms = np.concatenate([norms, norms.sum(-1, keepdims=True)], -1)
-        norms *= points.weights[part, None]  # (k, n, tensors + 1)
-        sums = norms.mean(0) if sampled else norms.sum(0)
-        values += sums.sum(0)
-        spent += norms.shape[0] * norms.shape[1]
-        if sampled:
-            labels += ((norms - sums) ** 2).sum((0, 1)) / (draws * (draws - 1))
-        if strata is not None:
-            terms[part] += sums
-    if strata is None:
-        return Estimate(values, labels, np.zeros(size), spent)
-    pairs = terms[np.argsort(strata, kind="stable")].reshape(-1, 2, size)
-    both = ((pairs[:, 0] - pairs[:, 1]) ** 2).sum(0)  # its mean is the variance of sums of two
-    return Estimate(values, labels, np.maximum(both - labels, 0), spent)
+        yield part, norms * points.weights[part, None]
 
 
 def drawn_points(sizes: Array, num: int, *, seed: int = 0, salt: int = 0) -> Points:
