@@ -9,6 +9,7 @@ alone, and so do the parameters of augmentations.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,14 @@ def generator(seed: int, *key: int) -> torch.Generator:
     return torch.Generator().manual_seed(derived(seed, *key))
 
 
+def reseed(seed: int, device: torch.device) -> None:
+    """Seed the global generators that a model on this device draws from, and no others."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+@cache
 def derived(seed: int, *key: int) -> int:
     """A seed for one purpose."""
     return int(np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)[0] >> 1)

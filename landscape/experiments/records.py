@@ -12,11 +12,13 @@ import os
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import h5py
 import torch
+import xarray as xr
 
 from landscape import results
 from landscape.experiments.runs import Run
@@ -125,22 +127,37 @@ def forget(folder: Path, *, but: Collection[int] = ()) -> None:
 
 
 def save_record(run: Run, rows: Sequence[Mapping[str, float]], folder: Path) -> None:
-    """Write the record of all epochs as `record.h5`."""
-    epochs = np.array([row["epoch"] for row in rows], dtype=np.float64)
-    variables = {
-        name: ("epoch", np.array([row[name] for row in rows]), {"long_name": text})
-        for name, text in MEASURES.items()
-    }
-    variables["seconds"][2]["units"] = "s"
-    steps = ("epoch", np.array([row["step"] for row in rows], dtype=np.int64))
+    """Write the record of all epochs as `record.h5`, which `results.load` reads."""
     record = results.dataset(
-        variables,
-        {"epoch": epochs, "step": steps},
+        {
+            name: ("epoch", [row[name] for row in rows], {"long_name": text})
+            for name, text in MEASURES.items()
+        },
+        {
+            "epoch": ("epoch", [row["epoch"] for row in rows], {"long_name": "epochs passed"}),
+            "step": ("epoch", [row["step"] for row in rows], {"long_name": "steps taken"}),
+        },
         analysis="run",
         title=f"training of {run.name}",
     )
+    record["seconds"].attrs["units"] = "s"
     with explained(folder):
-        results.save(record, folder / "record.h5")
+        written(folder / "record.h5", partial(_write_hdf5, record))
+
+
+def _write_hdf5(record: xr.Dataset, path: Path) -> None:
+    """The same file that xarray would write, in a tenth of its time: a sweep writes one a run."""
+    with h5py.File(path, "w") as file:
+        file.attrs.update(record.attrs)
+        file["epoch"] = record["epoch"].values
+        file["epoch"].make_scale("epoch")
+        for name in [*record.data_vars, "step"]:
+            file[name] = record[name].values
+            file[name].dims[0].attach_scale(file["epoch"])
+        for name in record.data_vars:
+            file[name].attrs["coordinates"] = "step"
+        for name, variable in record.variables.items():
+            file[name].attrs.update(variable.attrs)
 
 
 def written(path: Path, write: Callable[[Path], Any]) -> None:

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.utils._pytree import tree_leaves, tree_map
 
 from landscape.checkpoints import Checkpoint
 from landscape.experiments.optimisers import moments, update
 from landscape.experiments.records import load_kept
 from landscape.experiments.runs import Clock, Objective, Run, Scalar, cross_entropy
 from landscape.states import STATISTICS, State, flatten, loaded, match, tied_names, unflatten
+from landscape.task import map_tensors
 
 RATES = ("lr", "momentum", "weight_decay")
 
@@ -171,10 +171,10 @@ def measures(
 
 def rowwise(function: Callable[..., Any], *arguments: Any) -> Any:
     """A function of one run over all rows of nested tensors: by `vmap`, or called for one alone."""
-    if len(tree_leaves(arguments)[0]) > 1:
+    if len(next(iter(arguments[0].values()))) > 1:
         return vmap(function)(*arguments)
-    single = tree_map(lambda tensor: tensor[0], arguments)
-    return tree_map(lambda tensor: tensor[None], function(*single))
+    found = function(*(map_tensors(lambda tensor: tensor[0], one) for one in arguments))
+    return map_tensors(lambda tensor: tensor[None], found)
 
 
 def take_step(optimiser: str, stack: Stack, rates: Mapping[str, Tensor]) -> None:

@@ -32,6 +32,7 @@ from landscape.experiments.batches import (
     epoch_batches,
     pooled,
     pooled_plain,
+    reseed,
     shown_to,
 )
 from landscape.experiments.records import Ended
@@ -136,7 +137,7 @@ def _loop(team: Team, device: torch.device, bar: Any) -> Iterator[Ended]:
             if step in freezing:
                 stacking.set_mask(team.stack, runs, step)
             if len(runs) == 1:  # what a model draws itself; under vmap it cannot draw
-                torch.manual_seed(derived(runs[0].seeds.dropout, DROPOUT) + step)
+                reseed(derived(runs[0].seeds.dropout, DROPOUT) + step, device)
             knobs = {name: rate[name] for name in runs[0].knobs}
             losses, outputs = stacking.gradients(
                 team.stack, runs[0].objective, inputs, targets, knobs
