@@ -73,7 +73,7 @@ def run(
     other; as many models as points share each batch; `vectorised` runs all points at once.
     """
     num = len(next(iter(tensors.values())))
-    if vectorised:
+    if vectorised and num > 1:  # some operations of torch refuse a single one
         for inputs, targets in batches():
             yield slice(0, num), vmapped(models[0], tensors, measure, inputs, targets)
     elif len(models) == 1:

@@ -205,7 +205,8 @@ def sweep(
         **attrs,
     )
     with _only_writer(path):
-        result = empty if overwrite or not path.exists() else _continued(path, plan, dim)
+        anew = overwrite or not path.exists() or _is_blank(path)
+        result = empty if anew else _continued(path, plan, dim)
         _publish(result, path)
         pending = _pending(result, dim)
         bar = tqdm(
@@ -315,6 +316,15 @@ def _full(earlier: xr.Variable | None, part: xr.Variable, dim: str, num: int) ->
         return xr.Variable(part.dims, np.full(tuple(sizes.values()), fill, part.dtype), part.attrs)
     full = earlier.set_dims(sizes).transpose(*part.dims).copy()
     return full.astype(np.result_type(full.dtype, part.dtype))
+
+
+def _is_blank(path: Path) -> bool:
+    """Whether a file is the result of a sweep that ended before its first point."""
+    try:
+        found = load(path)
+    except ResultError:
+        return False
+    return "status" in found and bool((found["status"] == STATUS.index("pending")).all())
 
 
 def _continued(path: Path, plan: Mapping[str, Any], dim: str) -> xr.Dataset:

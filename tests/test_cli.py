@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -343,3 +344,17 @@ def test_help_comes_at_once():
         )
         seconds.append(time.perf_counter() - begin)
     assert min(seconds) < 0.4
+
+
+def test_warnings_are_for_people(capsys, monkeypatch):
+    def warned(options):
+        warnings.warn("the tide is out", UserWarning, stacklevel=1)
+        return True
+
+    monkeypatch.setattr("landscape.cli.files.validate", warned)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        shown = warnings.showwarning
+        assert run("validate", "x.h5") == 0
+        assert warnings.showwarning is shown
+    assert capsys.readouterr().err == "landscape: warning: the tide is out\n"

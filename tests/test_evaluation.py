@@ -639,3 +639,11 @@ def test_statistics_that_agree_may_be_extrapolated():
         for policy in ("interpolate", "keep")
     ]
     assert_allclose(results[0]["loss"], results[1]["loss"], rtol=1e-6)
+
+
+def test_a_single_point_needs_no_vmap():
+    case = CASES["group-norm"]  # torch refuses group norm of a single point, channels last
+    strategy = Strategy(points=8, vectorised=True, batch_size=10, layout="channels_last")
+    one = evaluate(case.task(), case.states(1), strategy=strategy)
+    several = evaluate(case.task(), case.states(3), strategy=strategy)
+    assert_allclose(one["loss"][0], several["loss"][0], rtol=1e-5)

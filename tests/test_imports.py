@@ -44,10 +44,11 @@ MAY_IMPORT = {
     "activations": {"engine", "examples", "selection", "states", "task"},
     "products": {"engine", "examples", "states", "task"},
     "example_gradients": {"engine", "states", "task"},
+    "likelihoods": set(),
     "analyses": {
         "activations", "descent", "engine", "evaluation", "example_gradients", "examples",
-        "execution", "families", "maths", "products", "results", "selection", "states",
-        "symmetries", "task",
+        "execution", "families", "likelihoods", "maths", "products", "results", "selection",
+        "states", "symmetries", "task",
     },
     "experiments": {
         "checkpoints", "datasets", "engine", "examples", "execution", "maths", "results", "states",

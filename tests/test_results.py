@@ -796,3 +796,16 @@ def test_tolerant_work_goes_on_after_values_that_fail(tmp_path):
     )  # fmt: skip
     assert (mended["status"] == OK).all()
     assert "failures" not in mended.attrs
+
+
+def test_a_sweep_that_never_began_leaves_the_output_free(tmp_path):
+    def broken(values):
+        raise ValueError("no good")
+
+    options = {"title": "squares", "analysis": "squares"}
+    path = tmp_path / "r.h5"
+    with pytest.raises(ValueError, match="no good"):
+        results.sweep(broken, {"x": VALUES}, output=path, plan={"way": 1}, **options)
+    assert sweep(path)["status"].isin([OK]).all()  # by another plan
+    with pytest.raises(ResultError, match="another plan"):
+        results.sweep(broken, {"x": VALUES}, output=path, plan={"way": 1}, **options)

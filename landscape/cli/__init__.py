@@ -10,6 +10,7 @@ errors go to standard error.
 import argparse
 import signal
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     previous = signal.signal(signal.SIGTERM, _terminate)
+    shown = warnings.showwarning
+    warnings.showwarning = lambda message, *rest, **more: say(f"warning: {message}")
     try:
         return DONE if options.run(options) else INCOMPLETE
     except (KeyboardInterrupt, Terminated) as stop:
@@ -57,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERNAL
     finally:
         signal.signal(signal.SIGTERM, previous)
+        warnings.showwarning = shown
 
 
 def _parser() -> argparse.ArgumentParser:
