@@ -51,8 +51,8 @@ MAY_IMPORT = {
         "states", "symmetries", "task",
     },
     "experiments": {
-        "checkpoints", "datasets", "engine", "examples", "execution", "maths", "results", "states",
-        "task",
+        "checkpoints", "datasets", "engine", "examples", "execution", "maths", "normalisation",
+        "results", "states", "task",
     },
     "tables": {"analyses", "results"},
 }  # fmt: skip
