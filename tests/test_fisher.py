@@ -11,16 +11,15 @@ from numpy.testing import assert_allclose
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from landscape.analyses import fisher_sampling
+from landscape.analyses import fisher_gradients, fisher_sampling
 from landscape.analyses.fisher import fisher_diagonal, fisher_trace
-from landscape.analyses.fisher_sampling import (
+from landscape.analyses.fisher_gradients import (
     NonFiniteError,
     Sampling,
-    drawn_points,
-    estimated,
     gradients_allowed,
     probe_at,
 )
+from landscape.analyses.fisher_sampling import drawn_points, estimated
 from landscape.datasets import Batches
 from landscape.engine import caller, with_state
 from landscape.evaluation import placed_state, prepare
@@ -341,7 +340,7 @@ def test_streamed_data_give_what_data_in_memory_give():
 def test_where_memory_runs_out_there_are_fewer_at_a_time(labels, monkeypatch):
     task, state = task_of("attention", num=9, batch_size=9)
     wanted = fisher_trace(task, state, labels=labels, **EXACT)
-    real, calls = fisher_sampling.example_gradients, []
+    real, calls = fisher_gradients.example_gradients, []
 
     def small(model, rules, inputs, cotangents, **options):
         def counting(outputs):
@@ -356,7 +355,7 @@ def test_where_memory_runs_out_there_are_fewer_at_a_time(labels, monkeypatch):
     limit = 6 if labels == "sampled" else 1
     monkeypatch.setattr(fisher_sampling, "NUM_BACKWARDS", 18)
     wanted = fisher_trace(task, state, labels=labels, **EXACT)
-    monkeypatch.setattr(fisher_sampling, "example_gradients", small)
+    monkeypatch.setattr(fisher_gradients, "example_gradients", small)
     found = fisher_trace(task, state, labels=labels, **EXACT)
     assert_allclose(found["trace"], wanted["trace"], rtol=1e-10)
     assert max(k * b for k, b in calls) > limit

@@ -14,16 +14,8 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from landscape.analyses.fisher_sampling import (
-    Estimate,
-    Probe,
-    Sampling,
-    estimated,
-    gradients_allowed,
-    planned,
-    probe_at,
-    pulled,
-)
+from landscape.analyses.fisher_gradients import Probe, Sampling, gradients_allowed, probe_at, pulled
+from landscape.analyses.fisher_sampling import Estimate, estimated, planned
 from landscape.evaluation import Prepared, Tasks, described, placed_state, prepare
 from landscape.results import dataset
 from landscape.states import State, Stored, loaded

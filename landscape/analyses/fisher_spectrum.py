@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from landscape.analyses.fisher import attributes, prepared
-from landscape.analyses.fisher_sampling import (
+from landscape.analyses.fisher_gradients import (
     Probe,
     Sampling,
     check_all_counted,

@@ -20,17 +20,15 @@ from landscape.analyses.fisher import (
     tensor_coords,
     variables_of,
 )
-from landscape.analyses.fisher_sampling import (
+from landscape.analyses.fisher_gradients import (
     NonFiniteError,
     Probe,
     Sampling,
-    estimated,
     gradients_allowed,
-    planned,
     probe_at,
     pulled,
-    some_points,
 )
+from landscape.analyses.fisher_sampling import estimated, planned, some_points
 from landscape.evaluation import Prepared, Tasks, described, evaluate, placed_state
 from landscape.maths.phases import peak
 from landscape.results import STATUS, dataset
