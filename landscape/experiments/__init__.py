@@ -1,5 +1,10 @@
 """Making the runs whose checkpoints the analyses study: nothing here knows an analysis."""
 
+from landscape.experiments.recorder import (
+    Recorder as Recorder,
+    lightning_callback as lightning_callback,
+    trainer_callback as trainer_callback,
+)
 from landscape.experiments.records import Ended as Ended, RunError as RunError
 from landscape.experiments.runs import (
     At as At,

@@ -65,9 +65,9 @@ def read_run(folder: Path) -> dict[str, Any]:
     return found
 
 
-def check_same(run: Run, folder: Path, found: Mapping[str, Any]) -> None:
-    """Raise `RunError` unless a folder is new or holds this very run."""
-    now = json.loads(json.dumps(run.settings()))
+def check_same(now: Mapping[str, Any], folder: Path, found: Mapping[str, Any]) -> None:
+    """Raise `RunError` unless a folder is new or holds the run with these settings."""
+    now = json.loads(json.dumps(now))
     if found:
         differing = differences(found.get("settings", {}), now)
         if differing:
@@ -84,9 +84,9 @@ def check_same(run: Run, folder: Path, found: Mapping[str, Any]) -> None:
         )
 
 
-def write_run(folder: Path, run: Run, **entries: Any) -> None:
+def write_run(folder: Path, name: str, settings: Mapping[str, Any], **entries: Any) -> None:
     """Write `run.json`, whole or not at all; entries that it has already stay."""
-    kept = read_run(folder) | {"name": run.name, "settings": run.settings()}
+    kept = read_run(folder) | {"name": name, "settings": settings}
     kept |= {"versions": results.provenance(), **entries}
     written(folder / "run.json", lambda path: path.write_text(json.dumps(kept, indent=1)))
 

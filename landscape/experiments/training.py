@@ -81,7 +81,7 @@ def train(
     begun: dict[str, list[str]] = {}
     for run in runs:
         found = records.read_run(root / run.name)
-        records.check_same(run, root / run.name, found)
+        records.check_same(run.settings(), root / run.name, found)
         begun[run.name] = found.get("together", [])
         if end := records.ended(run.name, root / run.name, found):
             ends[run.name] = end
@@ -276,7 +276,8 @@ def _end(team: Team, row: int) -> Ended:
     end = Ended(run.name, folder, status, team.saved[row], team.bad[row])
     records.save_record(run, team.rows[row], folder)
     with records.explained(folder):
-        records.write_run(folder, run, status=status, step=end.step, message=end.message)
+        said = {"status": status, "step": end.step, "message": end.message}
+        records.write_run(folder, run.name, run.settings(), **said)
         if not run.keep_optimiser:
             records.forget(folder)
     return end
@@ -371,7 +372,8 @@ def _train_team(runs: list[Run], *, root: Path, device: str, progress: bool | No
             with records.explained(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 together = [run.name for run in runs]
-                records.write_run(folder, run, status="running", together=together, device=device)
+                said = {"status": "running", "together": together, "device": device}
+                records.write_run(folder, run.name, run.settings(), **said)
         _resume(team)
         bar = tqdm(
             total=max(run.timeline.steps for run in runs),
