@@ -139,7 +139,7 @@ class PermutedLabels:
     def __call__(self, inputs: Tensor, targets: Tensor) -> Examples:
         """The permuted labels; inputs are kept."""
         _check_labels(targets, self.num_classes, self)
-        return inputs, self.permutation.to(targets)[targets]
+        return inputs, self.permutation.to(targets)[targets.long()]
 
 
 @dataclass(frozen=True)
