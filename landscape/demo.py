@@ -7,18 +7,16 @@ import time
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
 import xarray as xr
 from matplotlib.figure import Figure
-from torch import nn
 from torch.nn import functional as F  # noqa: N812
-from tqdm import tqdm
 
 import landscape
-from landscape import datasets, models, plots, tables
+from landscape import datasets, experiments, models, plots, tables
 from landscape.analyses.connectivity import curve_of
 from landscape.analyses.layers import layer_convergence
+from landscape.experiments import At, Every, Run, Seeds
+from landscape.experiments.schedules import Cosine
 from landscape.task import Task, wrong
 
 EARLY = (1, 2, 4, 8, 16)  # steps, besides those at which an epoch begins
@@ -40,13 +38,17 @@ def run(
     train, test = (datasets.load("sklearn:digits", split=split) for split in ("train", "test"))
     _say(f"digits: {train.num_examples} training and {test.num_examples} test images of 8 x 8")
 
-    ends = []
-    for seed in (0, 1):
-        model = models.small_cnn(seed=seed)
-        runs = folder / f"run-{seed}"
-        _train(model, train, runs, seed=seed, epochs=epochs, quiet=quiet)
-        ends.append(landscape.checkpoints(runs)[-1])
-        _say(f"seed {seed}: trained for {epochs} epochs, checkpoints in {runs}")
+    runs = [
+        Run(
+            name=f"run-{seed}", make_model=models.small_cnn, data=train, test=test, epochs=epochs,
+            batch_size=64, lr=Cosine(0.1), weight_decay=5e-4, seeds=Seeds.all(seed),
+            checkpoints=(At(EARLY), Every(epochs=1)),
+        )
+        for seed in (0, 1)
+    ]  # fmt: skip
+    ended = experiments.train(runs, folder, stack=2, progress=progress)
+    ends = [landscape.checkpoints(run.folder)[-1] for run in ended]
+    _say(f"trained two networks for {epochs} epochs, checkpoints in {folder}/run-0 and run-1")
 
     loss = partial(F.cross_entropy, reduction="none")
     tasks = [
@@ -129,37 +131,6 @@ def _layers(layers: xr.Dataset, settled: xr.Dataset) -> Figure:
         right.set_title("seed 0 in training")
         right.set_box_aspect(1)
         return fig
-
-
-def _train(
-    model: nn.Module,
-    data: datasets.Batches,
-    folder: Path,
-    *,
-    seed: int,
-    epochs: int,
-    quiet: bool,
-    batch_size: int = 64,
-) -> None:
-    """Plain SGD with momentum and a cosine schedule; checkpoints at early steps and each epoch."""
-    order = np.random.default_rng(seed)
-    inputs = torch.cat([inputs for inputs, _ in data])
-    steps = -(-len(inputs) // batch_size)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * steps)
-    kept = {*EARLY, *range(0, epochs * steps, steps)}
-    model.train()
-    step = 0
-    for _ in tqdm(range(epochs), desc=f"seed {seed}", unit="epoch", disable=quiet or None):
-        for index in np.array_split(order.permutation(len(inputs)), steps):
-            if step in kept:
-                landscape.save_checkpoint(model, folder, step=step)
-            optimiser.zero_grad()
-            F.cross_entropy(model(inputs[index]), data.targets[index]).backward()
-            optimiser.step()
-            schedule.step()
-            step += 1
-    landscape.save_checkpoint(model, folder, step=step)
 
 
 def _say(text: str) -> None:
