@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 from landscape.checkpoints import Checkpoint, save_checkpoint
 from landscape.datasets import Batches
 from landscape.experiments.branches import checkpoint_at
-from landscape.experiments.predictions import placed, predictions
+from landscape.experiments.probes import placed, predictions
 from landscape.experiments.runs import At, Branch, Every, Run, RunView
 from landscape.experiments.schedules import Triangular, WarmRestarts, cycle_ends
 from landscape.normalisation import batch_norms, recalibrate, statistics_names
