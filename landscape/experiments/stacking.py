@@ -43,6 +43,9 @@ class Stack:
     def __post_init__(self) -> None:
         views = unflatten(self.weights, self.like, self.names)
         self.leaves = {name: view.detach().requires_grad_() for name, view in views.items()}
+        if len(self.weights) == 1:  # the model itself is called, with these as its parameters
+            self.leaves = {n: nn.Parameter(t.detach()[0]) for n, t in views.items()}
+            _install(self.model, self.leaves, {n: t[0] for n, t in self.buffers.items()})
         self.gradient = torch.zeros_like(self.weights)
         self.parts = list(unflatten(self.gradient, self.like, self.names).values())
 
@@ -124,19 +127,31 @@ def gradients(
     stack: Stack, objective: Objective, inputs: Tensor, targets: Any, knobs: Mapping[str, Tensor]
 ) -> tuple[Tensor, Any]:
     """Losses (n,) and outputs (n, batch, ...) of a batch; its gradient goes to `stack.gradient`."""
-    stack.model.train()
+    if not stack.model.training:
+        stack.model.train()
 
     def single(weights: Any, buffers: Any, inputs: Any, targets: Any, knobs: Any) -> Any:
         seen: list[Any] = []
 
-        def call(weights: Mapping[str, Tensor], inputs: Any) -> Any:
-            seen.append(functional_call(stack.model, {**weights, **buffers}, (inputs,)))
+        def call(given: Mapping[str, Tensor], inputs: Any) -> Any:
+            if given is stack.leaves:
+                seen.append(stack.model(inputs))
+            else:
+                seen.append(functional_call(stack.model, {**given, **buffers}, (inputs,)))
             return seen[-1]
 
         loss = objective(call, weights, inputs, targets, knobs)
         return loss, seen[0].detach()
 
-    losses, outputs = rowwise(single, stack.leaves, stack.buffers, inputs, targets, knobs)
+    if len(stack) == 1:
+        own = [
+            map_tensors(lambda tensor: tensor[0], one)
+            for one in (stack.buffers, inputs, targets, knobs)
+        ]
+        loss, output = single(stack.leaves, *own)
+        losses, outputs = loss[None], output[None]
+    else:
+        losses, outputs = vmap(single)(stack.leaves, stack.buffers, inputs, targets, dict(knobs))
     found = torch.autograd.grad(losses.sum(), list(stack.leaves.values()), allow_unused=True)
     for part, gradient in zip(stack.parts, found, strict=True):
         part.zero_() if gradient is None else part.copy_(gradient)
@@ -163,18 +178,13 @@ def measures(
         return measure(call, weights, inputs, targets, knobs), seen[0]
 
     with torch.no_grad():
-        found: tuple[Tensor, Tensor] = rowwise(
-            single, stack.leaves, stack.buffers, inputs, targets, knobs
-        )
-    return found
-
-
-def rowwise(function: Callable[..., Any], *arguments: Any) -> Any:
-    """A function of one run over all rows of nested tensors: by `vmap`, or called for one alone."""
-    if len(next(iter(arguments[0].values()))) > 1:
-        return vmap(function)(*arguments)
-    found = function(*(map_tensors(lambda tensor: tensor[0], one) for one in arguments))
-    return map_tensors(lambda tensor: tensor[None], found)
+        weights = unflatten(stack.weights, stack.like, stack.names)
+        given = (weights, stack.buffers, inputs, targets, dict(knobs))
+        if len(stack) > 1:
+            losses, outputs = vmap(single)(*given)
+            return losses, outputs
+        loss, output = single(*(map_tensors(lambda tensor: tensor[0], one) for one in given))
+        return loss[None], output[None]
 
 
 def take_step(optimiser: str, stack: Stack, rates: Mapping[str, Tensor]) -> None:
@@ -262,6 +272,20 @@ def timed(function: Callable[[], Any], *, repeats: int = 3) -> float:
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - begin)
     return min(taken)
+
+
+def _install(
+    model: nn.Module, parameters: Mapping[str, Any], buffers: Mapping[str, Tensor]
+) -> None:
+    """Make these tensors those of a private model, under all names of each."""
+    groups = {name: names for names in tied_names(model) for name in names}
+    for own in parameters:
+        for name in groups.get(own, [own]):
+            place, _, leaf = name.rpartition(".")
+            model.get_submodule(place)._parameters[leaf] = parameters[own]
+    for name, tensor in buffers.items():
+        place, _, leaf = name.rpartition(".")
+        model.get_submodule(place)._buffers[leaf] = tensor
 
 
 def _start(run: Run, model: nn.Module) -> State:
