@@ -177,8 +177,11 @@ def test_a_student_comes_nearer_to_its_teacher(tmp_path):
     """What it is for: with the teacher's answers alone the student says what the teacher says."""
     model = models.mlp(5, (9,), 3, seed=7).double()
     state = model.state_dict()
-    wide = models.mlp(5, (32,), 3, seed=0).double()
-    base = replace(run(epochs=40, lr=0.02), make_model=lambda seed: wide)
+
+    def wide(seed):
+        return models.mlp(5, (32,), 3, seed=seed).double()
+
+    base = replace(run(epochs=40, lr=0.02), make_model=wide)
     runs = [
         distilled(replace(base, name=str(share)), model, state, weight=share, temperature=2.0)
         for share in (0.0, 1.0)
@@ -186,7 +189,7 @@ def test_a_student_comes_nearer_to_its_teacher(tmp_path):
     inputs, agreements = data().inputs, []
     goal = functional_call(model.eval(), state, (inputs,)).argmax(1)
     for end in train(runs, tmp_path):
-        student = functional_call(wide, last_checkpoint(end).load(), (inputs,))
+        student = functional_call(wide(0), last_checkpoint(end).load(), (inputs,))
         agreements.append((student.argmax(1) == goal).double().mean().item())
     assert agreements[1] > 0.8
     assert agreements[1] > agreements[0] + 0.2

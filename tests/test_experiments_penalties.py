@@ -197,15 +197,14 @@ def test_the_penalty_lowers_the_gradients_at_drawn_labels(tmp_path):
 
 def moved(one, step=0):
     """The inputs on which a friendly run trains, and their targets."""
-    seen, stack = [], stacking.stacked([one], CPU)
-    (scalars,) = stacking.scalars([one], [step], stack.weights)
+    seen, model = [], one.build().train()
+    weights = dict(model.named_parameters())
+    (scalars,) = stacking.scalars([one], [step], next(model.parameters()))
     knobs = {name: scalars[name][0] for name in one.knobs}
-    weights = {name: leaf[0] for name, leaf in stack.leaves.items()}
-    buffers = {name: tensor[0] for name, tensor in stack.buffers.items()}
 
     def call(weights, inputs):
         seen.append(inputs)
-        return functional_call(stack.model, {**weights, **buffers}, (inputs,))
+        return functional_call(model, weights, (inputs,))
 
     inputs, targets = next(iter(data()))
     one.objective(call, weights, inputs, targets, knobs)
