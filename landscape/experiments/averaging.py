@@ -164,8 +164,8 @@ def fast_geometric(
 ) -> Run:
     """The run from a trained state on, at a cyclical rate, with checkpoints where it is lowest.
 
-    Fast geometric ensembling: Garipov et al. 2018 (arXiv 1802.10026, section 4). The rate falls on
-    straight lines from `highest` to `lowest` within half a period of (an even number of) epochs and
+    Fast geometric ensembling: Garipov et al. 2018 (arXiv 1802.10026). The rate falls on straight
+    lines from `highest` to `lowest` within half a period of (an even number of) epochs and
     rises again; the weights there are the members, at the steps of `run.checkpoints[-1]`. The
     optimiser starts anew, batch norm is carried.
 

@@ -115,8 +115,8 @@ def born_again(
     """Train generations of networks, each taught by the one before it (Furlanello et al. 2018).
 
     Generation 0 is `runs` as they are; each network of generation k starts from an initialisation
-    of its own, and its teacher is the same run of generation k - 1 (arXiv 1805.04770, section 3.1,
-    whose loss is the sum of the two terms, here their mean). Names are `name/generation-k`;
+    of its own, and its teacher is the same run of generation k - 1 (arXiv 1805.04770; the loss
+    there is the sum of the two terms, here their mean). Names are `name/generation-k`;
     `options` are those of `train`. Returns how the runs of each generation ended.
 
     Raises `ValueError` for a number of generations below 0, and as `train`.

@@ -29,9 +29,12 @@ from landscape.experiments.runs import (
 def fisher_penalised(run: Run, weight: Scalar, *, every: int = 10) -> Run:
     """The run with `weight` times the Fisher penalty in its loss, at every so many steps.
 
-    Jastrzebski et al. 2021 (arXiv 2012.14193), section 5: the squared norm of the gradient of a
-    batch, at labels that are drawn from the network's own predictions. `weight` is a number or a
-    schedule; labels come from the seed `noise` of the run. Raises `ValueError` for `every` below 1.
+    Jastrzebski et al. 2021 (arXiv 2012.14193): the squared norm of the gradient of a batch, at
+    labels that are drawn from the network's own predictions, an estimate of the trace of the Fisher
+    information over the batch size. `weight` is a number or a schedule; labels come from the seed
+    `noise` of the run. A step costs as much whether the penalty is on or not.
+
+    Raises `ValueError` for `every` below 1.
     """
     if every < 1:
         raise ValueError(f"the penalty is taken every so many steps, at least 1, got {every}")

@@ -270,7 +270,8 @@ def queried(
         if number:
             ends = found[arms[0].name][-1]
             for row, (run, end) in enumerate(zip(runs, ends, strict=True)):
-                outputs = predictions(run.build(), last_checkpoint(end), run.data)
+                where = options.get("device", "auto")
+                outputs = predictions(run.build(), last_checkpoint(end), run.data, device=where)
                 values = score(outputs).double()
                 values[labelled[row]] = -torch.inf
                 asked = values.sort(descending=True, stable=True).indices[:budget]
