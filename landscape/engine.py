@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from landscape.task import PerExample
+from landscape.task import PerExample, map_tensors, random_state_kept
 
 Call = Callable[[Any], Any]
 Measure = Callable[[Call, Any, Any], dict[str, Tensor]]
@@ -128,6 +128,8 @@ def caller(model: nn.Module) -> Call:
 
 
 def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Copies of the inputs: a model may begin in place, and the data are the user's."""
+    inputs = map_tensors(Tensor.clone, inputs)
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs), {}) if isinstance(inputs, tuple | list) else ((inputs,), {})
@@ -162,3 +164,21 @@ def exact_arithmetic() -> Iterator[None]:
     finally:
         for place, name, value in found:
             setattr(place, name, value)
+
+
+@contextmanager
+def gradients_allowed() -> Iterator[None]:
+    """Exact arithmetic and kept random state, with tensors that may be part of a graph."""
+    with (
+        exact_arithmetic(),
+        random_state_kept(),
+        torch.inference_mode(False),
+        torch.no_grad(),
+    ):
+        yield
+
+
+def ordinary(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy of it that may be part of a graph if it is from inference mode."""
+    with torch.inference_mode(False):
+        return tensor.clone() if tensor.is_inference() else tensor

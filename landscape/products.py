@@ -20,10 +20,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from landscape.engine import caller, exact_arithmetic, install, own_names, replicate
+from landscape.engine import (
+    caller,
+    gradients_allowed,
+    install,
+    ordinary,
+    own_names,
+    replicate,
+)
 from landscape.examples import Examples, arrange, free_memory, pick_device, read
 from landscape.states import State, Stored, loaded, match, unflatten
-from landscape.task import PerExample, Task, map_tensors, random_state_kept, tensors_in
+from landscape.task import PerExample, Task, map_tensors, tensors_in
 
 Product = Callable[[Tensor], Tensor]
 Factor = Callable[[Tensor, Tensor], Tensor]
@@ -275,13 +282,8 @@ def _batches(mean: MeanLoss) -> Iterator[tuple[Any, Any, int]]:
     """Inputs, targets and the number of the first example of each batch."""
     first = 0
     for inputs, targets in mean.examples.batches(mean.batch_size):
-        yield map_tensors(_normal, inputs), map_tensors(_normal, targets), first
+        yield *map_tensors(ordinary, (inputs, targets)), first
         first += len(tensors_in(targets)[0])
-
-
-def _normal(tensor: Tensor) -> Tensor:
-    """A tensor that autograd may save, though it was made in inference mode."""
-    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _outputs(mean: MeanLoss, inputs: Any) -> Tensor:
@@ -404,9 +406,7 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     enabled = torch.backends.cudnn.enabled
     with (
-        exact_arithmetic(),
-        random_state_kept(),
-        torch.inference_mode(False),
+        gradients_allowed(),
         torch.enable_grad(),
         sdpa_kernel([SDPBackend.MATH]),
     ):

@@ -207,6 +207,22 @@ def test_nothing_of_the_users_is_changed():
         assert all(torch.equal(old[name], new[name]) for name in old)
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_model_that_begins_in_place_does_not_change_the_data(strategy):
+    x, y = torch.randn(40, 4, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
+    kept = x.clone()
+    models = [nn.Sequential(nn.ReLU(inplace), nn.Linear(4, 3)) for inplace in (True, False)]
+    states = [{name: k * value for name, value in models[0].state_dict().items()} for k in (1, 2)]
+    for data in (Batches(x, y, 8), [(x, y)]):
+        found, wanted = (
+            evaluate(Task("one", model, cross_entropy, data), states, device="cpu",
+                     strategy=STRATEGIES[strategy])["loss"]
+            for model in models
+        )  # fmt: skip
+        assert torch.equal(x, kept)
+        assert_allclose(found, wanted, rtol=1e-12)
+
+
 def test_random_states_and_settings_come_back_after_an_error():
     case = CASES["mlp"]
 

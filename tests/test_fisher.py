@@ -16,12 +16,11 @@ from landscape.analyses.fisher import fisher_diagonal, fisher_trace
 from landscape.analyses.fisher_gradients import (
     NonFiniteError,
     Sampling,
-    gradients_allowed,
     probe_at,
 )
 from landscape.analyses.fisher_sampling import drawn_points, estimated
 from landscape.datasets import Batches
-from landscape.engine import caller, with_state
+from landscape.engine import caller, gradients_allowed, with_state
 from landscape.evaluation import placed_state, prepare
 from landscape.task import Task
 
@@ -379,6 +378,32 @@ def test_nothing_of_the_user_is_changed():
         assert torch.equal(state[name], given[name])
     assert torch.equal(torch.random.get_rng_state(), random[0])
     assert (np.random.get_state()[1] == random[1]).all()  # noqa: NPY002
+
+
+class Doubling(nn.Module):
+    """Doubles its inputs, in place or not."""
+
+    def __init__(self, inplace):
+        super().__init__()
+        self.inplace, self.last = inplace, nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(x.mul_(2) if self.inplace else 2 * x)
+
+
+@pytest.mark.parametrize("loader", [False, True])
+def test_a_model_that_begins_in_place_has_the_information_of_its_twin(loader):
+    task, _ = task_of("mlp", num=40)
+    data, kept = task.data, task.data.inputs.clone()
+    if loader:
+        data = [(data.inputs[:20], data.targets[:20]), (data.inputs[20:], data.targets[20:])]
+    changing, plain = (Task("one", Doubling(inplace), cross_entropy, data)
+                       for inplace in (True, False))  # fmt: skip
+    state = plain.model.state_dict()
+    for options in ({}, {"num_backwards": 12}, {"labels": "exact"}, {"labels": "observed"}):
+        found, wanted = (fisher_trace(one, state, **options, **EXACT) for one in (changing, plain))
+        assert torch.equal(task.data.inputs, kept)
+        assert_allclose(found["trace"], wanted["trace"], rtol=1e-12)
 
 
 def test_what_was_counted_is_said():

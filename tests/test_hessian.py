@@ -11,12 +11,14 @@ from torch.func import functional_call
 
 from landscape.analyses import curvature
 from landscape.analyses.curvature import mean_loss_at, parameter_blocks
+from landscape.analyses.gradient_noise import gradient_noise
 from landscape.analyses.hessian import (
     hessian_density,
     hessian_eigenvalues,
     hessian_eigenvectors,
     hessian_trace,
 )
+from landscape.analyses.sharpness import sharpness
 from landscape.datasets import Batches
 from landscape.evaluation import evaluate, placed_state, prepare
 from landscape.example_gradients import example_gradients, rules_for
@@ -394,6 +396,26 @@ def test_nothing_of_the_users_is_changed():
     assert all(torch.equal(old, new) for old, new in zip(
         twin.buffers(), task.model.buffers(), strict=True))  # fmt: skip
     assert all(torch.equal(before[name], state[name]) for name in state)
+
+
+def test_a_model_that_begins_in_place_is_its_twin_and_leaves_the_data():
+    x = torch.randn(30, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    kept, y = x.clone(), torch.arange(30) % 3
+    changing, plain = (
+        Task("one", nn.Sequential(nn.ReLU(inplace), nn.Linear(4, 3)), cross_entropy, data)
+        for inplace, data in ((True, Batches(x, y, 8)), (False, Batches(kept.clone(), y, 8)))
+    )
+    state = plain.model.state_dict()
+    for compute, name in (
+        (hessian_eigenvalues, "eigenvalue"),
+        (hessian_trace, "trace"),
+        (hessian_density, "nodes"),
+        (sharpness, "sharpness"),
+        (gradient_noise, "covariance_trace"),
+    ):
+        found, wanted = (compute(one, state, **EXACT)[name] for one in (changing, plain))
+        assert torch.equal(x, kept), name
+        assert_allclose(found, wanted, rtol=1e-9)
 
 
 def test_groups_of_parameters():

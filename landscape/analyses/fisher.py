@@ -14,8 +14,9 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from landscape.analyses.fisher_gradients import Probe, Sampling, gradients_allowed, probe_at, pulled
+from landscape.analyses.fisher_gradients import Probe, Sampling, probe_at, pulled
 from landscape.analyses.fisher_sampling import Estimate, estimated, planned
+from landscape.engine import gradients_allowed
 from landscape.evaluation import Prepared, Tasks, described, placed_state, prepare
 from landscape.results import dataset
 from landscape.states import State, Stored, loaded

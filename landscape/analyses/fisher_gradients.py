@@ -5,7 +5,6 @@ back, for labels that are drawn, all, or those of the data.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from landscape.engine import caller, exact_arithmetic, with_state
+from landscape.engine import caller, with_state
 from landscape.evaluation import Prepared
 from landscape.example_gradients import Backward, Rules, example_gradients, rules_for
 from landscape.examples import Examples
@@ -31,7 +30,7 @@ from landscape.likelihoods import (
     uncertainty,
 )
 from landscape.states import State
-from landscape.task import Task, map_tensors, random_state_kept, tensors_in, training_task
+from landscape.task import Task, map_tensors, tensors_in, training_task
 
 Array = NDArray[np.float64]
 Numbers = NDArray[np.int64]
@@ -105,18 +104,6 @@ class Points:
     occurrences: Numbers
     weights: Array
     strata: Numbers | None = None
-
-
-@contextmanager
-def gradients_allowed() -> Iterator[None]:
-    """Exact arithmetic and kept random state, with tensors that may be part of a graph."""
-    with (
-        exact_arithmetic(),
-        random_state_kept(),
-        torch.inference_mode(False),
-        torch.no_grad(),
-    ):
-        yield
 
 
 def probe_at(ready: Prepared, state: State, how: Sampling, rules: Rules | None = None) -> Probe:

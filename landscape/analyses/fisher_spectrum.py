@@ -19,10 +19,10 @@ from landscape.analyses.fisher_gradients import (
     Probe,
     Sampling,
     check_all_counted,
-    gradients_allowed,
     observed,
     probe_at,
 )
+from landscape.engine import gradients_allowed
 from landscape.evaluation import placed_state
 from landscape.likelihoods import fisher_factor
 from landscape.maths.lanczos import Quadrature, density, top_eigenvalues

@@ -24,11 +24,11 @@ from landscape.analyses.fisher_gradients import (
     NonFiniteError,
     Probe,
     Sampling,
-    gradients_allowed,
     probe_at,
     pulled,
 )
 from landscape.analyses.fisher_sampling import estimated, planned, some_points
+from landscape.engine import gradients_allowed
 from landscape.evaluation import Prepared, Tasks, described, evaluate, placed_state
 from landscape.maths.phases import peak
 from landscape.results import STATUS, dataset

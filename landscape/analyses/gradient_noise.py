@@ -1,7 +1,6 @@
 """How noisy is the gradient of a batch? The covariance of the gradients of single examples."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,14 +13,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from landscape.analyses.curvature import mean_loss_at, within_memory
-from landscape.engine import exact_arithmetic, replicate
+from landscape.engine import gradients_allowed, ordinary, replicate
 from landscape.evaluation import Tasks
 from landscape.example_gradients import Rules, example_gradients, rules_for
-from landscape.example_gradients.backward import ordinary
 from landscape.products import MeanLoss
 from landscape.results import dataset
 from landscape.states import State, Stored
-from landscape.task import map_tensors, random_state_kept, tensors_in
+from landscape.task import map_tensors, tensors_in
 
 Array = NDArray[np.float64]
 MEASURES = {
@@ -69,7 +67,7 @@ def gradient_noise(
             f"a standard error needs 3 examples and 2 groups at least, got {num} examples and "
             f"num_groups={num_groups}"
         )
-    with _gradients_allowed():
+    with gradients_allowed():
         model, rules = _with_rules(mean)
         work = partial(_sums, model=model, rules=rules, num_groups=min(num_groups, num), seed=seed,
                        progress=progress)  # fmt: skip
@@ -108,18 +106,6 @@ class _Sums:
     num: int
     squares: Array
     gradients: list[Tensor]
-
-
-@contextmanager
-def _gradients_allowed() -> Iterator[None]:
-    """Exact arithmetic, with tensors that may be part of a graph."""
-    with (
-        exact_arithmetic(),
-        random_state_kept(),
-        torch.inference_mode(False),
-        torch.no_grad(),
-    ):
-        yield
 
 
 def _with_rules(mean: MeanLoss) -> tuple[nn.Module, Rules]:

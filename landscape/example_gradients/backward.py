@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.func import vmap
 
-from landscape.engine import caller, quiet_vmap
+from landscape.engine import caller, ordinary, quiet_vmap
 from landscape.example_gradients.fallback import by_vmap, one_by_one
 from landscape.example_gradients.layers import RULES, Choices
 from landscape.example_gradients.parts import Part, new_part, synchronise
@@ -298,9 +298,3 @@ def _faster(times: Mapping[bool, list[float]]) -> bool:
     if min(tries.values()) < 3:
         return tries[True] <= tries[False]
     return min(times[True]) < min(times[False])
-
-
-def ordinary(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy of it that may be part of a graph."""
-    with torch.inference_mode(False):
-        return tensor.clone() if tensor.is_inference() else tensor

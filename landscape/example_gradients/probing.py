@@ -17,14 +17,13 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
-from landscape.engine import caller
+from landscape.engine import caller, ordinary
 from landscape.example_gradients.backward import (
     check_ordinary,
     checked_outputs,
     differentiable,
     example_gradients,
     num_examples,
-    ordinary,
 )
 from landscape.example_gradients.fallback import by_vmap, gradients_of, one_by_one
 from landscape.example_gradients.layers import RULES, kind_of
