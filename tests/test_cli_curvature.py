@@ -79,6 +79,25 @@ def test_a_run(mlp, what):
     assert run("plot", "h.h5", "-o", "h.png") == 0
 
 
+@pytest.mark.parametrize(("layers", "blocks"), [("each", ["0", "3"]), ("blocks", ["0", "3"]),
+                                                ("*.weight", ["*.weight"])])  # fmt: skip
+def test_blocks_of_a_run(mlp, layers, blocks):
+    states = runs_of()
+    command = ("runs/seed0", *MLP, "-q", "--layers", layers, "-o")
+    assert run("hessian", *command, "e.h5", "--num", 2) == 0
+    assert run("hessian", *command, "t.h5", "--what", "trace") == 0
+    values, traces = results.load("e.h5"), results.load("t.h5")
+    task = CASES["mlp"].task()
+    for number, state in enumerate(states):
+        here = hessian_eigenvalues(task, state, 2, layers=layers)
+        assert here["block"].values.tolist() == blocks
+        assert_allclose(values["eigenvalue"].isel(step=number), here["eigenvalue"], rtol=1e-4)
+        here = hessian_trace(task, state, layers=layers)
+        assert_allclose(traces["trace"].isel(step=number), here["trace"], rtol=1e-4)
+    assert run("plot", "e.h5", "-o", "e.png") == 0
+    assert run("plot", "t.h5", "-o", "t.png") == 0
+
+
 def test_a_checkpoint_that_fails_is_one_failed_point(mlp, capsys):
     states = runs_of()
     states[1]["0.weight"][0, 0] = np.nan

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 from matplotlib.colors import LogNorm, Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -320,6 +321,38 @@ def test_the_figure_says_how_many_curves_have_their_layers():
     assert len(fig.axes) == 7
 
 
+def blocks(trace, **attrs):
+    trace = np.asarray(trace, float)
+    variables = {"trace": (("step", "block"), trace), "total": ("step", trace.sum(1))}
+    coords = {"step": STEPS, "block": ["stem", "body"]}
+    return dataset(variables, coords, analysis="hessian trace", title="", **attrs)
+
+
+def test_blocks_through_training_are_rows_too():
+    trace = [[10, 1], [20, 200], [5, 3], [2, 1]]
+    curve, above, _, shares, _ = plots.figure(blocks(trace)).axes
+    assert_allclose(curve.lines[0].get_ydata(), [11, 220, 8, 3])
+    assert curve.get_ylabel() == "trace of the Hessian"
+    cells = above.collections[0]
+    assert_allclose(cells.get_array(), np.transpose(trace))
+    assert isinstance(cells.norm, LogNorm)
+    assert [text.get_text() for text in above.get_yticklabels()] == ["stem", "body"]
+    assert_allclose(shares.collections[0].get_array().sum(0), 1)
+
+
+def test_traces_of_both_signs_have_colours_that_diverge_from_zero_and_no_shares():
+    fig = plots.figure(blocks([[10, -1], [20, 200], [5, 0], [2, 1]], matrix="hessian"))
+    _, above, bar = fig.axes
+    cells = above.collections[0]
+    assert_allclose(cells.get_array()[1], [-1, 200, 0, 1])
+    assert cells.get_clim() == (-200, 200)
+    assert_allclose(cells.norm([-200, 0, 200]), [0, 0.5, 1])
+    assert cells.get_cmap().name == "RdBu_r"
+    assert bar.get_ylabel() == "trace"
+    label = plots.fisher_trace(blocks([[1, 1]] * 4, matrix="gauss-newton"), axes()).get_ylabel()
+    assert label == "trace of the Gauss-Newton matrix"
+
+
 # --- one state ------------------------------------------------------------------------------------
 
 
@@ -393,6 +426,28 @@ def test_eigenvalues_of_both_signs():
     assert_allclose(ax.collections[0].get_segments()[4], [[4, -3.3], [4, -2.7]])
     assert ax.get_ylabel() == "eigenvalue of the Hessian"
     assert ax.get_title(loc="left") == "batch norm: keep"
+
+
+def test_eigenvalues_of_blocks_have_a_line_each():
+    values = [[50, 2], [3, -1.0]]
+    result = spectrum(values, ("block", "index")).assign_coords(block=["stem", "body"])
+    (ax,) = plots.figure(result).axes
+    lines = [line for line in ax.lines if line.get_linestyle() == "-" and line.get_marker() == "o"]
+    assert_allclose([line.get_ydata() for line in lines], values)
+    assert entries(ax) == ["stem", "body"]
+    assert len({line.get_color() for line in lines}) == 2
+    runs = xr.concat([result, 2 * result], xr.DataArray(["a", "b"], dims="run", name="run"))
+    ax = plots.eigenvalues(runs.assign_attrs(result.attrs), axes())
+    assert entries(ax) == ["a, stem", "a, body", "b, stem", "b, body"]
+
+
+def test_the_largest_eigenvalue_of_each_block_through_training():
+    values = np.array([[[10, 2], [1, 0.0]], [[30, 1], [4, 2]]])
+    result = spectrum(values, ("step", "block", "index"))
+    result = result.assign_coords(block=["stem", "body"], step=[0, 10])
+    (ax,) = plots.figure(result).axes
+    assert_allclose([line.get_ydata() for line in ax.lines], [[10, 30], [1, 4]])
+    assert entries(ax) == ["stem", "body"]
 
 
 def test_the_largest_eigenvalue_and_its_limit_through_training():
@@ -476,3 +531,9 @@ def test_a_density_over_magnitudes_has_both_signs_and_what_is_near_zero():
     assert "0.05 decades" in ax.get_xlabel()
     with pytest.raises(ValueError, match="also varies along step: select one first"):
         plots.density(result.expand_dims(step=[0, 1]), axes())
+
+
+def test_single_numbers_have_no_plot():
+    result = dataset({"sharpness": ((), 0.1)}, {}, analysis="sharpness", title="")
+    with pytest.raises(ValueError, match="'sharpness' gives single numbers, of which there is no"):
+        plots.figure(result)

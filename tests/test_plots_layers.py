@@ -278,6 +278,17 @@ def test_axes_of_steps_are_logarithmic_where_the_gaps_grow(steps, scale):
     assert (ax.get_xscale(), ax.get_yscale()) == (scale, "linear")
 
 
+def test_no_step_below_zero_is_written():
+    ax = axes()
+    step_scale(ax, np.array([0, 0.04, 0.1, 1, 30]))
+    ax.set_xlim(-0.02, 40)  # as a cell at step 0 has it
+    ax.get_figure().draw_without_rendering()
+    assert ax.get_xticks().tolist() == [0, 0.01, 0.1, 1, 10]
+    assert not ax.get_xticks(minor=True).size
+    step_scale(ax, np.array([0, 1, 10, 10**12]))
+    assert ax.get_xticks().tolist() == [0, *10.0 ** np.arange(0, 13, 2)]
+
+
 # --- steps and networks, layer by layer -----------------------------------------------------------
 
 

@@ -376,7 +376,7 @@ def test_what_cannot_be_drawn(tilted):
         plots.path(walk(), axes(), view="umap")
     with pytest.raises(ValueError, match="no tsne_x and tsne_y for the view 'tsne'"):
         plots.path(walk(), axes(), view="tsne")
-    with pytest.raises(ValueError, match="kind must be '3d', 'tsne' or None, got 'heat'"):
+    with pytest.raises(ValueError, match="kind must be '3d', .* or None, got 'heat'"):
         plots.figure(tilted, kind="heat")
     with pytest.raises(ValueError, match="no plot of kind '3d' .* known: surfaces over x and y"):
         plots.figure(walk(), kind="3d")

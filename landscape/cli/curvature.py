@@ -95,6 +95,8 @@ def hessian(options: argparse.Namespace) -> bool:
     settings = {name: getattr(options, name) for name in WHAT[options.what]}
     if settings.get("tolerance", 0) is None:
         del settings["tolerance"]
+    if settings.get("layers"):
+        settings["layers"] = _one(settings["layers"])
     job = job_of(
         options, files, what=options.what, steps=None if single else steps, chosen=settings,
         matrix=options.matrix, seed=options.seed, rate=options.learning_rate,

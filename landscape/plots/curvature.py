@@ -26,25 +26,28 @@ MATRICES = {
     "fisher": "Fisher information",
 }
 NEGATIVE = "#D55E00"
+OF_BLOCKS = (*CHOICES, "block")  # what eigenvalues may be of several of
 
 
 def eigenvalues(result: xr.Dataset, ax: Axes) -> Axes:
     """Draw eigenvalues of both signs against their index, negative ones as open circles.
 
     Bars of the length of the residual: within them there is an eigenvalue of a symmetric matrix.
-    The axis is that of `value_scale`. Several runs differ in colour.
+    The axis is that of `value_scale`. Several runs or blocks differ in colour, and a thin line
+    joins the eigenvalues of each.
 
     Raises `ValueError` if the result has no eigenvalue along index, or along step as well.
     """
     chosen = part(result, "eigenvalue", ("index",), None)
-    alone(chosen, "eigenvalue", ("index", *CHOICES))
-    common, curves = choices(chosen, "eigenvalue")
+    alone(chosen, "eigenvalue", ("index", *OF_BLOCKS))
+    common, curves = choices(chosen, "eigenvalue", OF_BLOCKS)
     for (where, entry), style in zip(curves, looks(curves), strict=True):
         one = chosen.sel(where)
         values, index = one["eigenvalue"].values, one["index"].values
         residual = one["residual"].values if "residual" in one else np.zeros(len(values))
         ax.errorbar(index, values, yerr=residual, fmt="none", color=style["color"], elinewidth=0.8)
-        ax.plot(index, values, "o", color=style["color"], label=entry)
+        joined = style if len(curves) > 1 else {**style, "linestyle": "none"}
+        ax.plot(index, values, marker="o", linewidth=0.6, label=entry, **joined)
         below = values < 0
         ax.plot(index[below], values[below], "o", color=style["color"], mfc="white")
     value_scale(ax, chosen["eigenvalue"].values)
@@ -59,17 +62,18 @@ def sharpness(result: xr.Dataset, ax: Axes) -> Axes:
     """Draw the largest eigenvalue through training, and 2 / learning rate where it is known.
 
     Gradient descent on a quadratic diverges above that line. The band is the residual to both
-    sides. Several runs differ in colour, and so do their dashed lines if their learning rates do.
+    sides. Several runs or blocks differ in colour, and so do the dashed lines of runs whose
+    learning rates differ.
     (Cohen et al. 2021, figure 1.)
 
     Raises `ValueError` if the result has no eigenvalue along step and index.
     """
     chosen = part(result, "eigenvalue", ("step", "index"), None)
-    alone(chosen, "eigenvalue", ("step", "index", *CHOICES))
+    alone(chosen, "eigenvalue", ("step", "index", *OF_BLOCKS))
     known = chosen["eigenvalue"].fillna(-np.inf)
     top = chosen.isel(index=known.argmax("index")).rename(eigenvalue="top")
     top = top.rename(residual="top_stderr") if "residual" in top else top
-    common, curves = choices(top, "top")
+    common, curves = choices(top, "top", OF_BLOCKS)
     styles = looks(curves)
     for (where, entry), style in zip(curves, styles, strict=True):
         lines(top.sel(where), ax, y="top", x="step", band=1.0, label=entry, **style)

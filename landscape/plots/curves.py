@@ -28,17 +28,18 @@ Where = dict[str, Any]
 Curve = tuple[Where, str | None]  # the labels of a curve, and what tells it apart
 
 
-def choices(result: xr.Dataset, y: str) -> tuple[str, list[Curve]]:
+def choices(result: xr.Dataset, y: str, names: Sequence[str] = CHOICES) -> tuple[str, list[Curve]]:
     """The curves of a measure: what they have in common, in words, and each of them.
 
     Runs, kinds of labels and batch-norm choices: from the dimensions, otherwise from the attributes
-    of the result.
+    of the result. `names`: other dimensions that have a curve for each of their labels.
     """
-    dims = [name for name in CHOICES if name in result[y].dims]
+    dims = [name for name in names if name in result[y].dims]
     several = [name for name in dims if result.sizes[name] > 1]
     shared = {name: result.attrs[name] for name in CHOICES[1:] if name in result.attrs}
     shared |= {name: result[name].values[0] for name in dims}
-    common = [_words(name, shared[name]) for name in CHOICES if name in shared.keys() - {*several}]
+    kept = [name for name in (*names, *CHOICES) if name in shared.keys() - {*several}]
+    common = [_words(name, shared[name]) for name in dict.fromkeys(kept)]
     labels = [result[name].values.tolist() for name in dims]
     places = [dict(zip(dims, one, strict=True)) for one in itertools.product(*labels)]
     return ", ".join(common), [

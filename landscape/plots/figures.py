@@ -139,9 +139,14 @@ def _suited(result: xr.Dataset, kind: str | None) -> tuple[panels.Draw, list[str
         "layers": "dynamics",
         "weights": "dynamics",
     }[kind]
+    if kind is None and not dims:
+        raise ValueError(
+            f"the analysis {result.attrs.get('analysis')!r} gives single numbers, of which there "
+            "is no plot: `landscape info` prints them"
+        )
     raise ValueError(
         f"there is no {what} for the analysis {result.attrs.get('analysis')!r} with dimensions "
-        f"{', '.join(map(str, result.sizes)) or 'none'}; known: {known}"
+        f"{', '.join(map(str, result.sizes))}; known: {known}"
     )
 
 
@@ -186,9 +191,11 @@ def _over_pairs(result: xr.Dataset) -> list[str]:
 
 
 def _through_training(result: xr.Dataset) -> list[str]:
-    """What a result has of the information in the weights along steps: total, layers, shares."""
-    layers = "trace" in result and {"step", "tensor"} <= {*result["trace"].dims}
-    return ["total", "trace", "shares"] if layers and "total" in result else []
+    """What a result has of traces by layers along steps: total, layers, shares if all are so."""
+    dims = {*result["trace"].dims} if "trace" in result else set()
+    if "total" not in result or not ("step" in dims and {"tensor", "block"} & dims):
+        return []
+    return ["total", "trace"] + ["shares"] * (not (result["trace"] < 0).any())
 
 
 def _along_steps(result: xr.Dataset) -> list[str]:

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import LogNorm, Normalize, SymLogNorm
 from numpy.typing import NDArray
 
+from landscape.plots.curvature import MATRICES
 from landscape.plots.curves import (
     CHOICES,
     DECADES,
@@ -25,13 +26,13 @@ from landscape.plots.lines import lines
 from landscape.plots.parts import field, part, splits_of
 from landscape.plots.steps import step_scale
 
-TRACE = "trace of the Fisher information"
+DIVERGING = "RdBu_r"  # for traces of both signs
 
 
 def fisher_trace(
     result: xr.Dataset, ax: Axes, *, split: str | None = None, band: float = 1.96
 ) -> Axes:
-    """Draw the trace of the Fisher information through training, accuracy on a second axis.
+    """Draw the trace (of the Fisher information) through training, accuracy on a second axis.
 
     A line for each run, kind of labels and batch-norm choice. The legend stands above the axes,
     headed by what all lines have in common. The band is `band` standard errors to both sides.
@@ -55,7 +56,7 @@ def fisher_trace(
         _mark_peak(one, ax, style["color"])
     _shade(chosen, ax, curves, styles)
     _step_axis(ax, chosen)
-    ax.set_ylabel(TRACE)
+    ax.set_ylabel(trace_label(result))
     if "error" in chosen and "step" in chosen["error"].dims:
         _accuracy(chosen, ax, split, curves, styles)
     legend_above(ax, common)
@@ -70,30 +71,37 @@ def fisher_layers(
     limits: tuple[float, float] | None = None,
     bar: bool = True,
 ) -> Axes:
-    """Draw the trace of each module through training as colours, the first module on top.
+    """Draw the trace of each module or block through training as colours, the first one on top.
 
     Modules are in the order of their parameters. Colours are logarithmic over at most six decades,
-    and what is below has the lowest; with `shares` they are linear, and each column sums to one.
+    and what is below has the lowest; those of a trace of both signs diverge from zero, and are
+    linear below a thousandth of the largest. With `shares` they are linear, and each column sums to
+    one.
     `limits`: the values of the first and the last colour, by default `trace_limits`; give the same
     to panels that are compared. Values that are not finite are hatched, pending ones blank.
     (Achille, Rovere and Soatto 2019, have the shares.)
 
-    Raises `ValueError` if the result has no trace along step and tensor, or several choices of it.
+    Raises `ValueError` if the result has no trace along step and tensor (or block), or several
+    choices of it.
     """
-    chosen = by_module(part(result, "trace", ("tensor", "step"), None))
+    along = "block" if "block" in result.dims else "tensor"
+    chosen = by_module(part(result, "trace", (along, "step"), None))
     if shares:
         chosen = in_shares(chosen)
-    values, lost = field(chosen, "trace", ("module", "step"))
+    values, lost = field(chosen, "trace", (layer_dim(chosen), "step"))
     low, high = trace_limits(values, shares=shares) if limits is None else limits
     norm = Normalize(low, high) if shares else LogNorm(low, high)
+    if low < 0:
+        norm = SymLogNorm(high / 1000, vmin=low, vmax=high)
     steps, rows = chosen["step"].values.astype(float), np.arange(len(values), dtype=float)
     step_scale(ax, steps)
     shown = np.ma.masked_invalid(np.maximum(values, low))
-    ax.pcolormesh(edges(steps), edges(rows), shown, norm=norm)
+    cmap = DIVERGING if low < 0 else None
+    ax.pcolormesh(edges(steps), edges(rows), shown, norm=norm, cmap=cmap)
     hatch(ax, steps, rows, lost)
     ax.set(ylim=(len(rows) - 0.5, -0.5), xlabel=step_label(chosen))
     ax.set_xlim(edges(steps)[0], edges(steps)[-1])
-    ax.set_yticks(rows, written(chosen["module"].values))
+    ax.set_yticks(rows, written(chosen[layer_dim(chosen)].values))
     ax.tick_params(axis="y", length=0)
     ax.spines[:].set_visible(False)
     if bar:
@@ -160,15 +168,26 @@ def by_module(result: xr.Dataset) -> xr.Dataset:
     return bare.drop_dims("tensor").assign(sums)
 
 
+def layer_dim(result: xr.Dataset) -> str:
+    """What the traces of a result that `by_module` gave are of."""
+    return "block" if "block" in result.dims else "module"
+
+
 def in_shares(result: xr.Dataset) -> xr.Dataset:
     """The trace of each module as a share of that of all modules, without standard errors."""
-    whole = result["trace"].sum("module", skipna=False)
+    whole = result["trace"].sum(layer_dim(result), skipna=False)
     shares = result["trace"] / whole.where(whole != 0)
     return result.drop_vars("trace_stderr", errors="ignore").assign(trace=shares)
 
 
 def trace_limits(values: NDArray[np.float64], *, shares: bool) -> tuple[float, float]:
-    """The first and the last colour: at most six decades of what is positive, or shares from 0."""
+    """The first and the last colour: at most six decades of what is positive, or shares from 0.
+
+    With negative values, those of the largest magnitude.
+    """
+    if (values < 0).any():
+        largest = float(np.nanmax(abs(values)))
+        return -largest, largest
     positive = values[np.isfinite(values) & (values > 0)]
     high = float(positive.max()) if positive.size else 1.0
     if shares:
@@ -187,7 +206,8 @@ def trace_bar(axes: Any, *, shares: bool) -> None:
 
 def trace_label(result: xr.Dataset) -> str:
     """Of which matrix a trace is."""
-    return "trace of the Hessian" if result.attrs.get("analysis") == "hessian trace" else TRACE
+    usual = "hessian" if result.attrs.get("analysis") == "hessian trace" else "fisher"
+    return f"trace of the {MATRICES[result.attrs.get('matrix', usual)]}"
 
 
 def _step_axis(ax: Axes, result: xr.Dataset) -> None:

@@ -16,6 +16,7 @@ from landscape.plots.information import (
     fisher_layers,
     fisher_trace,
     in_shares,
+    layer_dim,
     trace_bar,
     trace_limits,
     traces,
@@ -40,8 +41,9 @@ def over_training(result: xr.Dataset, names: list[str], width: float) -> Figure:
     shown = places[:MOST_MAPS]
     across = min(len(shown), max(1, int((width - 0.9) / 1.6)))
     down = -(-len(shown) // across)
-    modules = by_module(result).sizes["module"]
-    each = max(float(np.clip(0.12 * modules, 0.5, 2.4)), 0.9 / down)  # a colour bar needs that
+    layers = by_module(result)
+    rows = layers.sizes[layer_dim(layers)]
+    each = max(float(np.clip(0.12 * rows, 0.5, 2.4)), 0.9 / down)  # a colour bar needs that
     heights = [1.7] * ("total" in names) + [each] * (down * len(maps))
     titles = max([0, *(len(_title(entry).splitlines()) for _, entry in shown)])
     room = 0.65 * ("total" in names) + (0.1 + 0.17 * titles) * down * len(maps) + 0.5 * bool(maps)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, NullLocator
 from matplotlib.transforms import offset_copy
 from numpy.typing import NDArray
 
@@ -59,15 +60,20 @@ def instability(result: xr.Dataset, ax: Axes, *, y: str = "error") -> Axes:
 def step_scale(ax: Axes, steps: NDArray[Any], which: str = "x") -> None:
     """Axes of steps: linear, or logarithmic beyond the power of ten at or below the first positive.
 
-    Logarithmic if the gaps grow: if one of them is more than ten times the first.
+    Logarithmic if the gaps grow: if one of them is more than ten times the first. Then 0 and at
+    most nine powers of ten are written: a cell at step 0 reaches below it, where no steps are.
     """
     gaps = np.diff(np.unique(steps))
     if gaps.size and gaps.max() > 10 * gaps[0]:
         least = steps[steps > 0].min()
         # in the linear part a label would hide the 0; matplotlib rounds powers of ten down
-        first = 10.0 ** np.floor(np.log10(least) + 1e-9) * (1 + 1e-9)
+        low, high = (int(np.floor(np.log10(step) + 1e-9)) for step in (least, steps.max()))
+        powers = 10.0 ** np.arange(low, high + 1, 1 + (high - low) // 9)
         for axis in which:
-            getattr(ax, f"set_{axis}scale")("symlog", linthresh=first, linscale=0.6)
+            scale = {"linthresh": powers[0] * (1 + 1e-9), "linscale": 0.6}
+            getattr(ax, f"set_{axis}scale")("symlog", **scale)
+            getattr(ax, f"{axis}axis").set_major_locator(FixedLocator([0.0, *powers]))
+            getattr(ax, f"{axis}axis").set_minor_locator(NullLocator())
 
 
 def _entry(split: str | None, stable: float | None) -> str | None:
