@@ -194,6 +194,23 @@ def test_the_record_holds_what_the_batches_and_the_test_set_gave(tmp_path):
     assert np.isnan(found["test_loss"]).all()
 
 
+@pytest.mark.parametrize("stack", [1, 2])
+def test_mixed_precision_rounds_outputs_and_keeps_weights(tmp_path, stack):
+    runs = [a_run(str(i), seeds=Seeds.all(i), make_model=CNN) for i in range(2)]
+    lower = [replace(run, precision="bfloat16") for run in runs]
+    train(runs, tmp_path / "full", stack=stack)
+    train(lower, tmp_path / "mixed", stack=stack)
+    for run in runs:
+        full, mixed = end_of(tmp_path / "full" / run.name), end_of(tmp_path / "mixed" / run.name)
+        assert not equal(full, mixed)
+        for name in full:
+            assert full[name].dtype == mixed[name].dtype
+        weights = [state["block1.conv.weight"] for state in (full, mixed)]
+        assert_allclose(*weights, atol=0.05)
+    with pytest.raises(ValueError, match="precision must be 'float32' or 'bfloat16', got 'half'"):
+        a_run(precision="half")
+
+
 # Batches ------------------------------------------------------------------------------------------
 
 

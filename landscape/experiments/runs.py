@@ -298,6 +298,9 @@ class Run:
     or schedules. `optimiser`: `"sgd"`, `"nesterov"`, `"adam"`, or `"adamw"` (decoupled decay), as
     in torch. Parameters whose names match a pattern of `undecayed` have no weight decay.
 
+    `precision="bfloat16"` computes outputs in mixed precision (`torch.autocast`); weights, loss and
+    updates keep their dtype.
+
     `lr_policy` says which time the learning rate follows around an intervention that lasts for
     `lr_window`: `"continue"`; `"reset"`, where the schedule starts over, as it is, when the window
     closes; `"constant"`, where the rate keeps the value it has when the window opens;
@@ -324,6 +327,7 @@ class Run:
     weight_decay: Scalar = 0.0
     optimiser: str = "sgd"
     undecayed: tuple[str, ...] = ()
+    precision: Literal["float32", "bfloat16"] = "float32"
     seeds: Seeds = Seeds()
     start: Branch | None = None
     lr_policy: Policy = "continue"
@@ -353,6 +357,8 @@ class Run:
             raise ValueError(
                 f"optimiser must be one of {', '.join(OPTIMISERS)}, got {self.optimiser!r}"
             )
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
         if self.lr_policy not in POLICIES:
             raise ValueError(
                 f"lr_policy must be one of {', '.join(POLICIES)}, got {self.lr_policy!r}"

@@ -8,8 +8,10 @@ One run alone calls its model without `vmap`, so any model can be trained.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
@@ -124,9 +126,14 @@ def state_of(stack: Stack, row: int) -> State:
 
 
 def gradients(
-    stack: Stack, objective: Objective, inputs: Tensor, targets: Any, knobs: Mapping[str, Tensor]
+    stack: Stack, run: Run, inputs: Tensor, targets: Any, knobs: Mapping[str, Tensor]
 ) -> tuple[Tensor, Any]:
-    """Losses (n,) and outputs (n, batch, ...) of a batch; its gradient goes to `stack.gradient`."""
+    """Losses (n,) and outputs (n, batch, ...) of a batch; its gradient goes to `stack.gradient`.
+
+    The objective and the precision are those of `run`, as of all runs of the stack.
+    """
+    lower = run.precision == "bfloat16"
+    mixed: Any = partial(torch.autocast, dtype=torch.bfloat16) if lower else nullcontext
     if not stack.model.training:
         stack.model.train()
 
@@ -134,13 +141,15 @@ def gradients(
         seen: list[Any] = []
 
         def call(given: Mapping[str, Tensor], inputs: Any) -> Any:
-            if given is stack.leaves:
-                seen.append(stack.model(inputs))
-            else:
-                seen.append(functional_call(stack.model, {**given, **buffers}, (inputs,)))
+            with mixed(inputs.device.type):
+                if given is stack.leaves:
+                    outputs = stack.model(inputs)
+                else:
+                    outputs = functional_call(stack.model, {**given, **buffers}, (inputs,))
+            seen.append(outputs.to(stack.weights.dtype) if lower else outputs)
             return seen[-1]
 
-        loss = objective(call, weights, inputs, targets, knobs)
+        loss = run.objective(call, weights, inputs, targets, knobs)
         return loss, seen[0].detach()
 
     if len(stack) == 1:

@@ -139,9 +139,7 @@ def _loop(team: Team, device: torch.device, bar: Any) -> Iterator[Ended]:
             if len(runs) == 1:  # what a model draws itself; under vmap it cannot draw
                 reseed(derived(runs[0].seeds.dropout, DROPOUT) + step, device)
             knobs = {name: rate[name] for name in runs[0].knobs}
-            losses, outputs = stacking.gradients(
-                team.stack, runs[0].objective, inputs, targets, knobs
-            )
+            losses, outputs = stacking.gradients(team.stack, runs[0], inputs, targets, knobs)
             team.losses.append(losses)
             team.sums += torch.stack([losses * len(targets[0]), _errors(runs[0], outputs, targets)])
             team.seen += len(targets[0])
@@ -395,7 +393,7 @@ def _teams(
     for run in runs:
         sizes = [run.data.num_examples, run.test.num_examples if run.test else 0, run.first_step]
         parts = [run.make_model, run.batch_size, run.optimiser, run.objective, *sorted(run.knobs)]
-        alike = json.dumps([sizes, described(parts)])
+        alike = json.dumps([sizes, run.precision, described(parts)])
         groups.setdefault(json.dumps([begun[run.name], alike]), []).append(run)
     teams = []
     for key, members in groups.items():
@@ -419,7 +417,7 @@ def _best_size(runs: list[Run], device: torch.device) -> int:
         knobs = {name: rate[name] for name in runs[0].knobs}
 
         def step() -> None:
-            stacking.gradients(team.stack, runs[0].objective, inputs, targets, knobs)
+            stacking.gradients(team.stack, runs[0], inputs, targets, knobs)
             stacking.take_step(runs[0].optimiser, team.stack, rate)
 
         return stacking.timed(step)
