@@ -609,15 +609,29 @@ def _check(
     inputs, targets = next(iter(part.batches(2)))
     outputs, num = call(inputs), len(tensors_in(targets)[0])
     if isinstance(outputs, Tensor) and outputs.ndim > 1:
-        _check_labels(task, call, outputs.shape[1], examples, dtype)
+        last = isinstance(targets, Tensor) and targets.shape == outputs.shape[:-1]
+        _check_labels(task, call, outputs.shape[-1 if last else 1], examples, dtype)
     for name, measure in task.measures().items():
-        value = measure(outputs, targets)
+        try:
+            value = measure(outputs, targets)
+        except torch.OutOfMemoryError:
+            raise
+        except (IndexError, RuntimeError) as error:
+            raise ValueError(
+                f"{name} of task {task.name!r} does not take what the model and the data give, "
+                f"{_kinds(outputs)} and {_kinds(targets)}: {error}"
+            ) from error
         if not isinstance(value, Tensor) or value.shape != (num,):
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
                 f"{name} of task {task.name!r} must give one value per example, shape "
                 f"({num},) for {num} examples, got {shape}; use reduction='none'"
             )
+
+
+def _kinds(tree: Any) -> str:
+    """Shapes and types of tensors, in words."""
+    return ", ".join(f"{tuple(x.shape)} of {x.dtype}" for x in tensors_in(tree)) or "no tensor"
 
 
 def _check_labels(

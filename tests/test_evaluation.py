@@ -428,6 +428,17 @@ def test_a_scalar_loss_is_refused():
         evaluate(task, case.states())
 
 
+def test_a_loss_that_does_not_take_the_outputs_is_refused():
+    case = CASES["mlp"]
+    classes = nn.Sequential(*case.model(), models.Choice())
+    state = {name: torch.randn_like(value) for name, value in classes.state_dict().items()}
+    task = Task("chosen", classes, cross_entropy, case.task().data)
+    with pytest.raises(
+        ValueError, match=r"loss of task 'chosen' does not take .*, \(2,\) of torch"
+    ):
+        evaluate(task, [state])
+
+
 def test_a_metric_of_the_wrong_shape_is_refused():
     case = CASES["mlp"]
     task = Task("mlp", case.model(), cross_entropy, case.task().data, {"out": lambda o, y: o})
@@ -663,3 +674,21 @@ def test_a_single_point_needs_no_vmap():
     one = evaluate(case.task(), case.states(1), strategy=strategy)
     several = evaluate(case.task(), case.states(3), strategy=strategy)
     assert_allclose(one["loss"][0], several["loss"][0], rtol=1e-5)
+
+
+def test_labels_of_tokens_out_of_range_are_named():
+    model = nn.Sequential(
+        nn.Embedding(7, 5), nn.Linear(5, 7)
+    )  # outputs (batch, positions, classes)
+
+    def loss(outputs, targets):
+        return F.cross_entropy(outputs.transpose(1, 2), targets, reduction="none").mean(1)
+
+    tokens = torch.randint(0, 7, (9, 4), generator=torch.Generator().manual_seed(0))
+    targets = tokens.clone()
+    targets[5, 2] = 7
+    task = Task("tokens", model, loss, Batches(tokens, targets, 3))
+    with pytest.raises(ValueError, match=r"7 outputs .* example 5 .* label 7"):
+        evaluate(task, [model.state_dict()])
+    good = Task("tokens", model, loss, Batches(tokens, tokens, 3))
+    assert evaluate(good, [model.state_dict()])["loss"] > 0
