@@ -179,6 +179,11 @@ def test_a_run_that_cannot_be_trained_is_refused_at_once(changes, match):
         a_run(**changes)
 
 
+def test_what_has_no_window_is_refused():
+    with pytest.raises(TypeError, match=r"hold During\(what, Window\(...\)\), got 'fc1.*'"):
+        a_run(frozen=("fc1.*",))
+
+
 def test_windows_and_plans_that_mean_nothing_are_refused():
     with pytest.raises(ValueError, match="stops after that, got 3 to 3 epochs"):
         Window(3, 3)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from numpy.testing import assert_allclose
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -565,6 +566,16 @@ def test_a_folder_of_another_run_is_refused_with_the_difference(tmp_path):
         train(a_run(lr=halving), tmp_path)
     with pytest.raises(ValueError, match="runs need names of their own"):
         train([a_run(), a_run()], tmp_path)
+
+
+def test_a_run_that_another_process_trains_is_left_alone(tmp_path):
+    (tmp_path / "a").mkdir()
+    with (
+        FileLock(tmp_path / "a" / ".run.lock"),
+        pytest.raises(RunError, match="a is being trained by another process; wait for it"),
+    ):
+        train(a_run(), tmp_path)
+    assert train(a_run(), tmp_path)[0].status == "finished"
 
 
 # Surroundings -------------------------------------------------------------------------------------

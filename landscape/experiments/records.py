@@ -19,6 +19,7 @@ from typing import Any
 import h5py
 import torch
 import xarray as xr
+from filelock import FileLock, Timeout
 
 from landscape import results
 from landscape.experiments.runs import Run
@@ -172,6 +173,24 @@ def written(path: Path, write: Callable[[Path], Any]) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Make the folder of a run and hold its lock, which the kernel frees however a process ends."""
+    lock = FileLock(folder / ".run.lock")
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(
+                f"{folder} is being trained by another process; wait for it, or stop it"
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

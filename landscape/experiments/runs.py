@@ -368,6 +368,10 @@ class Run:
         if self.lr_policy != "continue" and self.start and self.start.clock != "continue":
             raise ValueError("the learning rate follows lr_policy or the branch's clock, not both")
         for timed in (*self.views, *self.augmentations, *self.frozen):
+            if not isinstance(timed, During):
+                raise TypeError(
+                    f"views, augmentations and frozen hold During(what, Window(...)), got {timed!r}"
+                )
             timed.window.within(self.timeline)
         if self.start and self.start.step >= self.timeline.steps:
             raise ValueError(

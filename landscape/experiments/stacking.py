@@ -270,7 +270,7 @@ def fastest(sizes: Sequence[int], seconds: Callable[[int], float]) -> int:
     return best
 
 
-def timed(function: Callable[[], Any], *, repeats: int = 3) -> float:
+def timed(function: Callable[[], Any], *, repeats: int = 2) -> float:
     """Seconds of the fastest of several calls, after one to warm up."""
     function()
     taken = []

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,7 @@ from landscape.states import unflatten
 from landscape.task import map_tensors, random_state_kept
 
 TEST_BATCH = 512
+SIZES = (1, 16, 64)  # of stacks that are tried, besides that of all runs
 
 
 def train(
@@ -364,11 +366,12 @@ def _assembled(runs: list[Run], folders: list[Path], device: torch.device) -> Te
 def _train_team(runs: list[Run], *, root: Path, device: str, progress: bool | None) -> list[Ended]:
     """Train runs together."""
     folders = [root / run.name for run in runs]
-    with random_state_kept(), quiet_vmap():
+    with random_state_kept(), quiet_vmap(), ExitStack() as locks:
+        for folder in folders:
+            locks.enter_context(records.only_writer(folder))
         team = _assembled(runs, folders, torch.device(device))
         for run, folder in zip(runs, folders, strict=True):
             with records.explained(folder):
-                folder.mkdir(parents=True, exist_ok=True)
                 together = [run.name for run in runs]
                 said = {"status": "running", "together": together, "device": device}
                 records.write_run(folder, run.name, run.settings(), **said)
@@ -422,6 +425,6 @@ def _best_size(runs: list[Run], device: torch.device) -> int:
 
         return stacking.timed(step)
 
-    sizes = sorted({len(runs), *(4**k for k in range(8) if 4**k < len(runs))}, reverse=True)
+    sizes = sorted({len(runs), *(size for size in SIZES if size < len(runs))}, reverse=True)
     with random_state_kept(), quiet_vmap():
         return stacking.fastest(sizes, seconds)
