@@ -1,0 +1,669 @@
+"""Which weights does a network need, and from when? Masks, and chains of pruning and rewinding.
+
+A mask says of each prunable weight whether it survives: boolean tensors by the names of parameters,
+True where it does, as `Run.masks` takes them. A chain of iterative magnitude pruning (Frankle et
+al. 2019 and 2020, arXiv 1903.01611 and 1912.05671) begins with the dense network as level 0; each
+further level prunes the network of the level before and trains what is left again, from step k.
+"""
+
+import copy
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from landscape import results
+from landscape.checkpoints import Checkpoint, CheckpointError, checkpoints
+from landscape.experiments.branches import checkpoint_at, fresh_seed, last_checkpoint
+from landscape.experiments.records import Ended, RunError, read_run, written
+from landscape.experiments.runs import Branch, Run
+from landscape.experiments.training import train
+from landscape.states import State, Stored, loaded
+from landscape.task import random_state_kept
+
+Mask = Mapping[str, Tensor]
+Scope = Literal["global", "layer"]
+Within = Literal["all", "layer", "filter", "channel"]
+Carried = Literal["carry", "reset"]
+MASK = "mask.npz"
+
+
+# Masks --------------------------------------------------------------------------------------------
+
+
+def full_mask(model: nn.Module, *, kept: Sequence[str] = ()) -> Mask:
+    """The mask under which all weights survive: it says which can be pruned.
+
+    These are the parameters of two or more dimensions outside of normalisation layers, so biases
+    and norms are kept; and so are parameters that match a pattern of `kept` (as in `fnmatch`), such
+    as `"output.*"`. Tied weights go by their first name.
+
+    Raises `ValueError` if a pattern matches no parameter, or nothing is left to prune.
+    """
+    named = dict(model.named_parameters())
+    for pattern in kept:
+        if not any(fnmatchcase(name, pattern) for name in named):
+            raise ValueError(
+                f"the pattern {pattern!r} of kept matches no parameter; "
+                f"they are {', '.join(list(named)[:8])}{', ...' if len(named) > 8 else ''}"
+            )
+    mask = {
+        name: torch.ones(parameter.shape, dtype=torch.bool)
+        for name, parameter in named.items()
+        if parameter.ndim > 1
+        and not name.endswith("bias")
+        and "Norm" not in type(model.get_submodule(name.rpartition(".")[0])).__name__
+        and not any(fnmatchcase(name, pattern) for pattern in kept)
+    }
+    if not mask:
+        raise ValueError(f"{type(model).__name__} has no weights to prune outside of {list(kept)}")
+    return mask
+
+
+def pruned(state: State | Stored, mask: Mask, density: float, *, scope: Scope = "global") -> Mask:
+    """The mask of the largest weights: a share `density` of all prunable ones, surviving `mask`.
+
+    Magnitudes are compared over all layers (`"global"`) or within each (`"layer"`). Of n weights
+    round(density n) survive, so that many levels do not drift from their densities; of equal
+    magnitudes the first survive. From a full mask this is one-shot pruning.
+
+    Raises `ValueError` for a density outside 0 to 1 or above that of the mask, one that would empty
+    a layer, a mask of other shapes than the state, and weights that are not finite.
+    """
+    if scope not in ("global", "layer"):
+        raise ValueError(f"scope must be 'global' or 'layer', got {scope!r}")
+    if not 0 < density <= 1:
+        raise ValueError(f"density must be above 0 and at most 1, got {density}")
+    state = loaded(state)
+    check_mask(mask, state)
+    found: dict[str, Tensor] = {}
+    for names in [list(mask)] if scope == "global" else [[name] for name in mask]:
+        found |= _largest(state, {name: mask[name] for name in names}, density)
+    _check_not_empty(found, f"a density of {density:.4g}")
+    return found
+
+
+def shuffled_mask(mask: Mask, *, within: Within = "layer", seed: int = 0) -> Mask:
+    """A random mask: the entries of a mask, permuted uniformly over all layers or within each.
+
+    `"all"` keeps the number of survivors (random pruning), `"layer"` that of each layer,
+    `"filter"` that of each output unit (the first dimension), `"channel"` that of each input
+    (the second). Raises `ValueError` if a layer would be empty.
+    """
+    chance = torch.Generator().manual_seed(seed)
+    if within == "all":
+        flat = torch.cat([one.reshape(-1) for one in mask.values()])
+        mixed = flat[torch.randperm(len(flat), generator=chance)]
+        found = _split(mixed, mask)
+    else:
+        found = {name: _permuted(one, within, chance) for name, one in mask.items()}
+    _check_not_empty(found, "this shuffle")
+    return found
+
+
+def density(mask: Mask) -> float:
+    """The share of the prunable weights that survive."""
+    return sum(int(one.sum()) for one in mask.values()) / sum(one.numel() for one in mask.values())
+
+
+def densities(mask: Mask) -> dict[str, float]:
+    """The share of the weights that survive, of each layer."""
+    return {name: int(one.sum()) / one.numel() for name, one in mask.items()}
+
+
+def overlap(a: Mask, b: Mask) -> dict[str, float]:
+    """The share of the weights of each layer that survive in both masks.
+
+    Of independent random masks it is the product of their densities on average. Raises `ValueError`
+    for masks of other shapes.
+    """
+    check_mask(a, b)
+    check_mask(b, a)
+    return {name: int((a[name] & b[name]).sum()) / a[name].numel() for name in a}
+
+
+def stability(a: State | Stored, b: State | Stored, mask: Mask) -> tuple[float, float]:
+    """How far apart two networks ended, on the weights that survive: distance, and angle in degree.
+
+    Stability to pruning is that of the trained dense network and the trained subnetwork, stability
+    to data order that of two copies of the subnetwork (arXiv 1903.01611, section 3); 0 and 0 for
+    identical weights. Raises `ValueError` for a mask of other shapes than the states.
+    """
+    vectors = []
+    for state in (loaded(a), loaded(b)):
+        check_mask(mask, state)
+        parts = [state[name][one.to(state[name].device)] for name, one in mask.items()]
+        vectors.append(torch.cat([part.detach().cpu().double() for part in parts]))
+    x, y = vectors
+    u, v = x / x.norm(), y / y.norm()
+    angle = 2 * torch.atan2((u - v).norm(), (u + v).norm())  # exact for small angles
+    return float((x - y).norm()), math.degrees(angle)
+
+
+def check_mask(mask: Mask, state: State) -> None:
+    """Raise `ValueError` unless each tensor of a mask has a partner of its shape in a state."""
+    wrong = [
+        f"{name} {tuple(one.shape)} ({tuple(state[name].shape) if name in state else 'missing'})"
+        for name, one in mask.items()
+        if name not in state or state[name].shape != one.shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"the mask is of another architecture; in brackets what there is: "
+            f"{', '.join(wrong[:5])}"
+        )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs, dense and with a mask.
+
+    `weights` are all parameters and `nonzero` those not pruned; `bytes` and `sparse_bytes` what
+    they take, the sparse ones with one bit for each prunable weight to say whether it is there.
+    `multiply_adds` and `sparse_multiply_adds` are those of matrix products and convolutions in one
+    forward pass, zeros of padding included; biases and activation functions do not count.
+    """
+
+    weights: int
+    nonzero: int
+    bytes: int
+    sparse_bytes: int
+    multiply_adds: int
+    sparse_multiply_adds: int
+
+
+def cost(model: nn.Module, inputs: Tensor, mask: Mask) -> Cost:
+    """What a network costs on these inputs (one example, say), counted from a forward pass.
+
+    A copy of the model is run in evaluation mode, where the inputs lie. Raises `ValueError` for a
+    mask of other shapes.
+    """
+    twin = copy.deepcopy(model).eval().to(inputs.device)
+    parameters = dict(twin.named_parameters())
+    check_mask(mask, parameters)
+    gone = {name: int((~one).sum()) for name, one in mask.items()}
+    sizes = {name: parameter.itemsize for name, parameter in parameters.items()}
+    total = sum(parameter.numel() for parameter in parameters.values())
+    dense = sum(parameter.numel() * sizes[name] for name, parameter in parameters.items())
+    bits = sum(one.numel() for one in mask.values())
+    places = {
+        parameters[name].untyped_storage().data_ptr(): (int(one.sum()), one.numel())
+        for name, one in mask.items()
+    }
+    counter = _Counter(places)
+    with random_state_kept(), torch.no_grad(), counter:
+        twin(inputs)
+    return Cost(
+        weights=total,
+        nonzero=total - sum(gone.values()),
+        bytes=dense,
+        sparse_bytes=dense - sum(gone[name] * sizes[name] for name in gone) + math.ceil(bits / 8),
+        multiply_adds=counter.dense // 2,
+        sparse_multiply_adds=counter.sparse // 2,
+    )
+
+
+def save_mask(mask: Mask, folder: str | os.PathLike[str]) -> None:
+    """Write a mask as `mask.npz` into the folder of a run, whole or not at all.
+
+    Raises `RunError` if another mask is there.
+    """
+    path = Path(folder) / MASK
+    if path.exists():
+        there = load_mask(folder)
+        if there.keys() == mask.keys() and all(torch.equal(there[n], mask[n]) for n in mask):
+            return
+        raise RunError(
+            f"{path} holds another mask and is left as it is: its density is {density(there):.4g}, "
+            f"and this one's {density(mask):.4g}. Choose another folder, or remove this one."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {name: one.cpu().numpy() for name, one in mask.items()}
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    written(path, write)
+
+
+def load_mask(folder: str | os.PathLike[str]) -> Mask:
+    """The mask that lies in the folder of a run. Raises `RunError` if there is none."""
+    path = Path(folder) / MASK
+    if not path.exists():
+        raise RunError(f"{path} does not exist: no mask lies beside the checkpoints of this run")
+    with np.load(path) as file:
+        return {name: torch.from_numpy(file[name]) for name in file.files}
+
+
+# Chains -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """How each level prunes, and from where it trains again.
+
+    Each level prunes the `share` of the remaining weights with the smallest magnitudes, over all
+    layers or in each (`scope`), but none that match a pattern of `kept`. One level with a large
+    share is one-shot pruning.
+
+    `retrain` says what trains next, always with the learning rates of steps `step` to the end:
+    `"rewind"`, the survivors with their values at that step of the dense network (0 are winning
+    tickets); `"lr"`, the survivors as they are (learning-rate rewinding, Renda et al. 2020, arXiv
+    2003.02389); `"fine-tune"`, these too, but with the last learning rate throughout. With
+    `restart` the clock starts at 0 in place of `step`, and each level trains all steps. The
+    optimiser starts anew unless it is carried, as may batch norm's statistics.
+    """
+
+    step: int = 0
+    share: float = 0.2
+    scope: Scope = "global"
+    kept: tuple[str, ...] = ()
+    retrain: Literal["rewind", "lr", "fine-tune"] = "rewind"
+    restart: bool = False
+    optimiser: Carried = "reset"
+    batch_norm: Carried = "carry"
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ValueError(f"share must lie between 0 and 1, got {self.share}")
+        if self.retrain not in ("rewind", "lr", "fine-tune"):
+            raise ValueError(f"retrain must be 'rewind', 'lr' or 'fine-tune', got {self.retrain!r}")
+        if self.scope not in ("global", "layer"):
+            raise ValueError(f"scope must be 'global' or 'layer', got {self.scope!r}")
+        if not self.name:
+            kind = "" if self.retrain == "rewind" else f"-{self.retrain}"
+            object.__setattr__(self, "name", f"k={self.step}{kind}")
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """A level of a chain: its run, the mask that it trained with, and how it ended."""
+
+    number: int
+    run: Run
+    mask: Mask
+    end: Ended
+
+
+def iterative_pruning(
+    runs: Run | Sequence[Run],
+    chains: Chain | Sequence[Chain],
+    folder: str | os.PathLike[str],
+    *,
+    levels: int,
+    **options: Any,
+) -> dict[str, list[Level]]:
+    """Train each run densely, then prune and train it again, `levels` times for each chain.
+
+    The dense networks are `name/level-00` in `folder`, one for all chains of a run; level 3 of a
+    chain is the run `name/CHAIN/level-03`, with its mask beside the checkpoints (`load_mask`). All
+    runs and chains train a level together, those of one `step` stacked; `options` are those of
+    `train`. After level r a share (1 - share) ** r of the weights survives, up to one weight. Each
+    level has its own order of the data and its own augmentations, and all else is that of the run.
+
+    The same call goes on after an interruption, at any level, and more levels may be asked for. A
+    chain whose run is no longer finite ends there, and the others go on. Returns the levels of each
+    chain by its folder, `name/CHAIN`, from level 0.
+
+    Raises `ValueError` if the dense run leaves no checkpoint at a step, chains share a name, a
+    level before others is missing in a folder, or a level would empty a layer; and as `train`.
+    """
+    runs = [runs] if isinstance(runs, Run) else list(runs)
+    chains = [chains] if isinstance(chains, Chain) else list(chains)
+    _check_chains(runs, chains, Path(folder), levels)
+    dense = [replace(run, name=f"{run.name}/level-00") for run in runs]
+    found = {
+        f"{run.name}/{chain.name}": [Level(0, own, full_mask(own.build(), kept=chain.kept), end)]
+        for run, own, end in zip(runs, dense, train(dense, folder, **options), strict=True)
+        for chain in chains
+    }
+    of_chain = {f"{run.name}/{chain.name}": chain for run in runs for chain in chains}
+    for number in range(1, levels + 1):
+        wanted = {
+            name: _next(of_chain[name], name, done, Path(folder))
+            for name, done in found.items()
+            if len(done) == number and done[-1].end.status != "nonfinite"
+        }
+        ends = train_masked(list(wanted.values()), folder, **options)
+        for (name, run), end in zip(wanted.items(), ends, strict=True):
+            found[name].append(Level(number, run, run.masks, end))
+    return found
+
+
+def train_masked(
+    runs: Sequence[Run], folder: str | os.PathLike[str], **options: Any
+) -> list[Ended]:
+    """`train`, with the mask of each run beside its checkpoints. Raises as `save_mask`, `train`."""
+    for run in runs:
+        save_mask(run.masks, Path(folder) / run.name)
+    return train(runs, folder, **options)
+
+
+def rewound(
+    run: Run,
+    mask: Mask,
+    state: State | Stored,
+    step: int,
+    *,
+    optimiser: Carried = "reset",
+    batch_norm: Carried = "carry",
+) -> Run:
+    """The run with a mask, from a state on, with the clock at `step`.
+
+    Survivors begin with their values in the state, such as `rewinding_point(folder, step)`; all
+    other prunable weights are 0 at every step, and so is their momentum.
+    """
+    start = Branch(
+        state=state, step=step, optimiser=optimiser, clock="continue", batch_norm=batch_norm
+    )
+    return replace(run, masks=mask, start=start)
+
+
+def rewinding_point(folder: str | os.PathLike[str], step: int) -> Checkpoint:
+    """The checkpoint of a run's folder at a step.
+
+    Raises `ValueError` if there is none, and says at which steps there are.
+    """
+    point = checkpoint_at(Path(folder), step)
+    if point.path.exists():
+        return point
+    try:
+        there = ", ".join(str(one.step) for one in checkpoints(folder))
+    except CheckpointError:
+        there = ""
+    raise ValueError(_no_checkpoint(str(folder), step, there))
+
+
+def levels_in(folder: str | os.PathLike[str]) -> dict[int, str]:
+    """The levels that the folder of a chain holds, from 1 on, and the status of each.
+
+    The status is that of `run.json`: `"running"` is a level that is not finished. Level 0, the
+    dense network, lies beside the chains. Raises `ValueError` if there are none or one is missing.
+    """
+    paths = {int(path.name[6:]): path for path in Path(folder).glob("level-[0-9]*")}
+    numbers = sorted(number for number in paths if number)
+    missing = sorted(set(range(1, max(numbers, default=0))) - set(numbers))
+    if missing:
+        raise ValueError(
+            f"the chain {folder} has the levels {', '.join(map(str, numbers))} and lacks "
+            f"{', '.join(map(str, missing))}, from which the next ones come. Put back what is "
+            f"missing, or remove the levels after {missing[0]} to train them anew"
+        )
+    if not numbers:
+        raise ValueError(f"{folder} holds no levels of a chain (folders level-01, level-02, ...)")
+    return {number: read_run(paths[number]).get("status", "running") for number in numbers}
+
+
+# Controls -----------------------------------------------------------------------------------------
+
+
+def started_from(run: Run, label: str, state: State | Stored) -> Run:
+    """The run of a level with another state at its start: `chain/LABEL/level-03`.
+
+    Mask, clock and seeds stay; the optimiser starts anew. Batch norm's statistics are those of the
+    state. Raises `ValueError` for a run that does not start from a state.
+    """
+    if run.start is None:
+        raise ValueError(f"run {run.name!r} starts from no state; give the run of a level above 0")
+    start = replace(run.start, state=state, optimiser="reset", batch_norm="carry")
+    return replace(run, name=_beside(run, label), start=start)
+
+
+def reinitialised(run: Run, *, number: int = 1) -> Run:
+    """The run of a level with new initial weights: `chain/reinitialised-NUMBER/level-03`.
+
+    The mask stays, and the clock starts where it does for the level. The weights are the `number`th
+    new draw of the run's seed `init`. Raises as `started_from`.
+    """
+    seeds = replace(run.seeds, init=fresh_seed(run.seeds.init, number))
+    fresh = replace(run, seeds=seeds).build().state_dict()
+    return replace(started_from(run, f"reinitialised-{number}", fresh), seeds=seeds)
+
+
+def randomly_pruned(run: Run, *, within: Within = "layer", number: int = 1) -> Run:
+    """The run of a level that rewinds, with a random mask: `chain/random-WITHIN-NUMBER/level-03`.
+
+    The mask is that of the level, permuted as in `shuffled_mask`: the `number`th draw of the run's
+    seed `noise`. Weights are those of the dense network at the level's first step.
+    """
+    seed = fresh_seed(run.seeds.noise, number)
+    mask = shuffled_mask(run.masks, within=within, seed=seed)
+    return replace(run, name=_beside(run, f"random-{within}-{number}"), masks=mask)
+
+
+# What came of it ----------------------------------------------------------------------------------
+
+
+def sparsity_curve(
+    names: Sequence[str | Run | Level], folder: str | os.PathLike[str]
+) -> xr.Dataset:
+    """Accuracy against density, one row for each run: levels of chains, and their controls.
+
+    Variables over `run`, `nan` for what a run does not have: `density` of the prunable weights, 1
+    for a dense network; `layer_density` (run, layer); `test_error` and `train_error` of the last
+    epoch that has them. Coordinates: `chain`, the folder of a run's level, and the number `level`.
+    """
+    own = [_name(name) for name in names]
+    paths = [Path(folder) / name for name in own]
+    masks = [load_mask(path) if (path / MASK).exists() else {} for path in paths]
+    layers = list(dict.fromkeys(layer for mask in masks for layer in mask))
+    shares = [densities(mask) for mask in masks]
+    errors = [_last_errors(path) for path in paths]
+    dense = [1.0 if read_run(path) else math.nan for path in paths]
+    by_layer = [
+        [one.get(layer, none) for layer in layers] for one, none in zip(shares, dense, strict=True)
+    ]
+    return results.dataset(
+        {
+            "density": (
+                "run",
+                [density(mask) if mask else none for mask, none in zip(masks, dense, strict=True)],
+                {"long_name": "density"},
+            ),
+            "layer_density": (
+                ("run", "layer"),
+                np.array(by_layer).reshape(len(own), len(layers)),
+                {"long_name": "density of the layer"},
+            ),
+            "test_error": ("run", [e[0] for e in errors], {"long_name": "test error"}),
+            "train_error": ("run", [e[1] for e in errors], {"long_name": "training error"}),
+        },
+        {
+            "run": own,
+            "layer": layers,
+            "chain": ("run", [str(PurePosixPath(name).parent) for name in own]),
+            "level": ("run", [_level_number(name) for name in own]),
+        },
+        analysis="sparsity",
+        title=f"accuracy against density of {len(own)} runs",
+    )
+
+
+# Helpers ------------------------------------------------------------------------------------------
+
+
+def _largest(state: State, mask: Mask, density: float) -> dict[str, Tensor]:
+    """The largest of the weights that survive a mask."""
+    alive = torch.cat([one.reshape(-1) for one in mask.values()])
+    weights = torch.cat([state[name].detach().cpu().reshape(-1) for name in mask])
+    if not bool(weights[alive].isfinite().all()):
+        raise ValueError(
+            f"weights of {', '.join(mask)} are not finite, and have no magnitudes to prune by; "
+            "take an earlier checkpoint"
+        )
+    num = round(density * len(alive))
+    if num > int(alive.sum()):
+        raise ValueError(
+            f"a density of {density:.4g} asks for {num} weights of {', '.join(mask)}, and only "
+            f"{int(alive.sum())} survive the mask; prune more, or start from another mask"
+        )
+    magnitudes = weights.abs().masked_fill_(~alive, -1)
+    survivors = magnitudes.sort(descending=True, stable=True).indices[:num]
+    found = torch.zeros_like(alive)
+    found[survivors] = True
+    return _split(found, mask)
+
+
+def _split(flat: Tensor, like: Mask) -> dict[str, Tensor]:
+    """A vector as tensors of the names and shapes of a mask, each with memory of its own."""
+    parts = flat.split([one.numel() for one in like.values()])
+    pairs = zip(like.items(), parts, strict=True)
+    return {name: part.reshape(one.shape).clone() for (name, one), part in pairs}
+
+
+def _permuted(one: Tensor, within: str, chance: torch.Generator) -> Tensor:
+    """The entries of a tensor, permuted among themselves or in each slice."""
+    groups = grouped(one, within)
+    keys = torch.rand(groups.shape, generator=chance, dtype=torch.float64)
+    return ungrouped(groups.gather(1, keys.argsort(1)), one, within)
+
+
+def grouped(tensor: Tensor, within: str) -> Tensor:
+    """The entries (groups, size) of a tensor by layer, filter or channel.
+
+    Raises `ValueError` for another grouping.
+    """
+    if within == "layer":
+        return tensor.reshape(1, -1)
+    if within not in ("filter", "channel"):
+        raise ValueError(f"within must be 'layer', 'filter' or 'channel', got {within!r}")
+    return (tensor if within == "filter" else tensor.transpose(0, 1)).flatten(1)
+
+
+def ungrouped(groups: Tensor, like: Tensor, within: str) -> Tensor:
+    """The tensor whose entries `grouped` gives."""
+    if within == "channel":
+        shape = (like.shape[1], like.shape[0], *like.shape[2:])
+        return groups.reshape(shape).transpose(0, 1).contiguous()
+    return groups.reshape(like.shape)
+
+
+def _check_not_empty(mask: Mask, what: str) -> None:
+    empty = [f"{name} (of {one.numel()})" for name, one in mask.items() if not one.any()]
+    if empty:
+        raise ValueError(
+            f"{what} would leave no weight in {', '.join(empty)}; prune less, prune each layer "
+            "(scope='layer'), or keep what would be empty (kept=)"
+        )
+
+
+class _Counter(TorchDispatchMode):
+    """Counts operations; of products with a masked weight, also those of its survivors.
+
+    `places` says where the data of each weight lies, how many survive and of how many.
+    """
+
+    def __init__(self, places: Mapping[int, tuple[int, int]]) -> None:
+        super().__init__()
+        self.places, self.dense, self.sparse = places, 0, 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operation and count it."""
+        result = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            num = flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
+            tensors = [one for one in args if isinstance(one, Tensor)]
+            places = [one.untyped_storage().data_ptr() for one in tensors]
+            left, of = next((self.places[p] for p in places if p in self.places), (1, 1))
+            self.dense += num
+            self.sparse += num * left // of
+        return result
+
+
+def _check_chains(runs: Sequence[Run], chains: Sequence[Chain], folder: Path, levels: int) -> None:
+    """Refuse what could not be trained to its end, before anything is."""
+    names = [chain.name for chain in chains]
+    if len(set(names)) < len(names) or not names:
+        raise ValueError(f"chains need names of their own, got {names}")
+    if levels < 1:
+        raise ValueError(f"levels must be at least 1, got {levels}")
+    for run in runs:
+        if run.masks:
+            raise ValueError(f"run {run.name!r} has masks already; chains begin with dense runs")
+        for chain in chains:
+            steps = run.checkpoint_steps - {run.timeline.steps}
+            if chain.step not in steps:
+                shown = ", ".join(map(str, sorted(steps)[:8])) + (", ..." if len(steps) > 8 else "")
+                raise ValueError(_no_checkpoint(run.name, chain.step, f"{shown} (before the end)"))
+            if chain.optimiser == "carry" and not run.keep_optimiser:
+                raise ValueError(
+                    f"run {run.name!r} does not keep its optimiser, which chain {chain.name!r} "
+                    "carries: give it keep_optimiser=True, or the chain optimiser='reset'"
+                )
+            if any((folder / run.name / chain.name).glob("level-[0-9]*")):
+                levels_in(folder / run.name / chain.name)
+
+
+def _no_checkpoint(name: str, step: int, there: str) -> str:
+    return (
+        f"{name} leaves no checkpoint at step {step} to rewind to; there are those of steps "
+        f"{there or 'none'}. Rewind to one of them, or add At([{step}]) to its checkpoints"
+    )
+
+
+def _next(chain: Chain, name: str, done: Sequence[Level], folder: Path) -> Run:
+    """The run of the next level of a chain."""
+    dense, before, number = done[0].run, done[-1], len(done)
+    trained = last_checkpoint(before.end)
+    mask = pruned(trained, before.mask, (1 - chain.share) ** number, scope=chain.scope)
+    seeds = replace(
+        dense.seeds,
+        order=fresh_seed(dense.seeds.order, number),
+        augmentation=fresh_seed(dense.seeds.augmentation, number),
+        dropout=fresh_seed(dense.seeds.dropout, number),
+    )
+    rewinds = chain.retrain == "rewind"
+    run = rewound(
+        replace(dense, name=f"{name}/level-{number:02d}", seeds=seeds),
+        mask,
+        rewinding_point(folder / dense.name, chain.step) if rewinds else trained,
+        0 if chain.restart else chain.step,
+        optimiser=chain.optimiser,
+        batch_norm=chain.batch_norm,
+    )
+    if chain.retrain == "fine-tune" and callable(run.lr):
+        last = run.timeline.steps - 1
+        return replace(run, lr=float(run.lr(dense.lr_clock(last))))
+    return run
+
+
+def _beside(run: Run, label: str) -> str:
+    """The name of a control: in a folder of its own within that of the chain."""
+    path = PurePosixPath(run.name)
+    return str(path.parent / label / path.name)
+
+
+def _name(one: str | Run | Level) -> str:
+    return one if isinstance(one, str) else one.name if isinstance(one, Run) else one.run.name
+
+
+def _level_number(name: str) -> int:
+    _, _, number = PurePosixPath(name).name.partition("level-")
+    return int(number) if number.isdigit() else -1
+
+
+def _last_errors(folder: Path) -> tuple[float, float]:
+    """The last test and training error of a run's record."""
+    if not (folder / "record.h5").exists():
+        return math.nan, math.nan
+    record = results.load(folder / "record.h5")
+    return _last(record["test_error"].values), _last(record["train_error"].values)
+
+
+def _last(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite[-1]) if len(finite) else math.nan
