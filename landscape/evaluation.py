@@ -231,8 +231,13 @@ def placed_state(ready: Prepared, state: State | Stored, *, batch_norm: str | No
     """A state with the batch-norm statistics that `evaluate` gives it: recomputed, or its own.
 
     The entries are in the order of the model's; statistics that are recomputed are in the dtype of
-    the arithmetic, all others are those of the state. Raises `ValueError` as `evaluate`.
+    the arithmetic, all others are those of the state. Raises `ValueError` as `evaluate`, and for a
+    policy that is for points between states: `batch_norm` is `"recalibrate"` or `"keep"`.
     """
+    if batch_norm not in (None, "recalibrate", "keep"):
+        raise ValueError(
+            f"batch_norm must be 'recalibrate' or 'keep' at a single state, got {batch_norm!r}"
+        )
     model = ready.tasks[0].model
     state = match(loaded(state), model)
     policy = check_policy(model, batch_norm)

@@ -428,14 +428,17 @@ def test_a_scalar_loss_is_refused():
         evaluate(task, case.states())
 
 
+class Choice(nn.Module):
+    def forward(self, x):
+        return x.argmax(1)
+
+
 def test_a_loss_that_does_not_take_the_outputs_is_refused():
     case = CASES["mlp"]
-    classes = nn.Sequential(*case.model(), models.Choice())
+    classes = nn.Sequential(*case.model(), Choice())
     state = {name: torch.randn_like(value) for name, value in classes.state_dict().items()}
     task = Task("chosen", classes, cross_entropy, case.task().data)
-    with pytest.raises(
-        ValueError, match=r"loss of task 'chosen' does not take .*, \(2,\) of torch"
-    ):
+    with pytest.raises(ValueError, match=r"loss of task 'chosen' does not take .* \(2,\) of"):
         evaluate(task, [state])
 
 

@@ -10,6 +10,7 @@ from cases import Residual, cross_entropy, squared_error
 from numpy.testing import assert_allclose
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import DataLoader, TensorDataset
 
 from landscape.analyses import fisher_gradients, fisher_sampling
 from landscape.analyses.fisher import fisher_diagonal, fisher_trace
@@ -333,6 +334,20 @@ def test_streamed_data_give_what_data_in_memory_give():
         found = fisher_trace(ready, state, **options)
         assert_allclose(found["trace"], wanted["trace"], rtol=1e-9, atol=1e-14)
         assert_allclose(found["trace_stderr"], wanted["trace_stderr"], rtol=1e-9, atol=1e-14)
+
+
+def test_examples_that_a_loader_drops_are_not_counted():
+    task, state = task_of("mlp", num=20)
+    data = TensorDataset(task.data.inputs, task.data.targets)
+    loader = DataLoader(data, batch_size=8, drop_last=True)
+    first = Batches(task.data.inputs[:16], task.data.targets[:16], 8)
+    for labels in ("exact", "sampled", "observed"):
+        found, wanted = (
+            fisher_trace(replace(task, data=one), state, labels=labels, **EXACT)
+            for one in (loader, first)
+        )
+        assert found.attrs["num_examples"] == 16
+        assert_allclose(found["trace"], wanted["trace"], rtol=1e-12)
 
 
 @pytest.mark.parametrize("labels", ["sampled", "exact"])

@@ -129,7 +129,7 @@ def test_wrong_questions_are_refused():
     with pytest.raises(ValueError, match="labels must be one of sampled, exact, observed"):
         fisher_over_training(task, states, labels=["sampled", "empirical"], **OPTIONS)
     with pytest.raises(
-        ValueError, match="batch_norm must be 'recalibrate' or 'keep', got 'repair'"
+        ValueError, match="must be 'recalibrate' or 'keep' at a single state, got 'repair'"
     ):
         fisher_over_training(task, states, batch_norm="repair", **OPTIONS)
 

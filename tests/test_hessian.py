@@ -471,6 +471,7 @@ def test_out_of_memory_halves_the_batches_and_gives_the_same_numbers(monkeypatch
         (hessian_trace, {"method": "exact"}, "method must be one of 'hutchinson', 'hutch"),
         (hessian_trace, {"method": "xtrace", "layers": "each"}, "layers need method='hutchinson'"),
         (hessian_density, {"width": 0.0}, "width must be positive"),
+        (hessian_trace, {"batch_norm": "repair"}, "must be 'recalibrate' or 'keep' at a single"),
         (hessian_density, {"num_steps": 0}, "need a probe and a step"),
     ],
 )
@@ -482,6 +483,20 @@ def test_wrong_choices_are_refused(function, options, words):
 
 def _argmax(outputs, targets):
     return (outputs.argmax(1) != targets).float()
+
+
+class Dropping(nn.Linear):
+    """Dropout whatever the mode."""
+
+    def forward(self, x):
+        return nn.functional.dropout(super().forward(x), 0.5)
+
+
+def test_outputs_that_change_with_chance_are_refused():
+    model = Dropping(4, 3)
+    data = Batches(torch.ones(9, 4), torch.arange(9) % 3, 3)
+    with pytest.raises(ValueError, match="outputs of task 'dropping' change with chance"):
+        hessian_trace(Task("dropping", model, cross_entropy, data), model.state_dict())
 
 
 def _infinite_slope(outputs, targets):

@@ -7,16 +7,19 @@ its examples, at a state whose batch-norm statistics are chosen by name.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from landscape.engine import caller, gradients_allowed
 from landscape.evaluation import Tasks, described, placed_state, prepare
 from landscape.products import MeanLoss, gradient, mean_loss
 from landscape.states import State, Stored, loaded, tied_names, unflatten
-from landscape.task import training_task
+from landscape.task import map_tensors, tensors_in, training_task
 
+TRIED = 8  # examples that run twice
 Result = TypeVar("Result")
 
 
@@ -37,7 +40,7 @@ def mean_loss_at(
     `batch_norm_examples`, `strategy`.
 
     The attribute `not_counted` names the parameters that the user's model freezes. Raises
-    `ValueError` as `prepare` and `placed_state`.
+    `ValueError` as `prepare` and `placed_state`, and if outputs change with chance.
     """
     state = loaded(state)
     ready = prepare(task, [state], batch_norm=batch_norm, **options)
@@ -50,6 +53,7 @@ def mean_loss_at(
         device=ready.device,
         dtype=ready.dtype,
     )
+    _check_chance(mean)
     names = [name for name, _ in main.model.named_parameters()]
     return mean, {
         "task": main.name,
@@ -90,6 +94,20 @@ def restricted(mean: MeanLoss, layers: str | Sequence[str]) -> dict[str, MeanLos
     """The mean loss as a function of the parameters of each block alone."""
     blocks = parameter_blocks(mean.names, layers)
     return {block: replace(mean, names=tuple(names)) for block, names in blocks.items()}
+
+
+def _check_chance(mean: MeanLoss) -> None:
+    """Raise `ValueError` if the first examples have other outputs the second time."""
+    with gradients_allowed():
+        inputs, _ = next(mean.examples.batches(min(mean.batch_size, TRIED)))
+        inputs = map_tensors(lambda x: x[:TRIED], inputs)
+        first, second = (tensors_in(caller(mean.model)(inputs)) for _ in range(2))
+    if not all(map(partial(torch.allclose, equal_nan=True), first, second)):
+        raise ValueError(
+            f"the outputs of task {mean.task!r} change with chance, though the model is in "
+            "evaluation mode: look for dropout that does not heed the mode, such as F.dropout "
+            "without training=self.training"
+        )
 
 
 def at_state(mean: MeanLoss) -> tuple[MeanLoss, dict[str, Any]]:

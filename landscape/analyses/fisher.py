@@ -23,7 +23,6 @@ from landscape.states import State, Stored, loaded
 
 Array = NDArray[np.float64]
 
-POLICIES = (None, "recalibrate", "keep")
 PARTS = ("", "_stderr", "_stderr_labels", "_stderr_examples")
 TRACE = "trace of the Fisher information"
 LONG_NAMES = {
@@ -144,10 +143,7 @@ def prepared(
     device: str | torch.device,
     dtype: torch.dtype,
 ) -> Prepared:
-    """The data on the device, checked; raises `ValueError` for a policy that is for lines only."""
-    for policy in policies:
-        if policy not in POLICIES:
-            raise ValueError(f"batch_norm must be 'recalibrate' or 'keep', got {policy!r}")
+    """The data on the device, checked."""
     return prepare(
         task, [loaded(state)], device=device, dtype=dtype, batch_norm_examples=batch_norm_examples,
         batch_norm="keep" if set(policies) == {"keep"} else None,

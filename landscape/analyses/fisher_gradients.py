@@ -291,7 +291,8 @@ def check_finite(task: Task, values: Tensor | Array, numbers: Numbers, what: str
         bad = numbers[int(finite.swapaxes(0, 1).reshape(len(numbers), -1).all(1).argmin())]
         raise NonFiniteError(
             f"the {what} of example {bad} of task {task.name!r} is not finite: the weights have "
-            "grown too large, or hold NaN; if they are finite, dtype=torch.float64 may help"
+            "grown too large, or they or the inputs hold NaN; if all are finite, "
+            "dtype=torch.float64 may help"
         )
 
 

@@ -370,10 +370,7 @@ def fisher(verb: Verb) -> None:
         help="statistics of a checkpoint: recomputed (default), or those that are stored; both "
         "to compare",
     )  # fmt: skip
-    group.add_argument(
-        "--batch-norm-examples", type=count, metavar="N",
-        help="recalibrate on N examples, evenly spread over the data (default: all)",
-    )  # fmt: skip
+    _recalibration(group)
     _running(group)
     verb.set_defaults(batch_norm=None)
     _loading(verb)
@@ -417,7 +414,13 @@ def hessian(verb: Verb) -> None:
         "--learning-rate", type=float, help="to draw 2 / rate beside the largest eigenvalue"
     )
     verb.add_argument("--seed", type=int, default=0, help="of random vectors (%(default)s)")
-    _evaluation(verb)
+    group = verb.add_argument_group("evaluation")
+    group.add_argument(
+        "--batch-norm", choices=("recalibrate", "keep"),
+        help="statistics of a checkpoint: recomputed (default), or those that are stored",
+    )  # fmt: skip
+    _recalibration(group)
+    _running(group)
     _loading(verb)
     _work(verb)
 
@@ -546,11 +549,15 @@ def _evaluation(verb: Verb) -> None:
         help="statistics of a point: recomputed from the task named 'train' or the first task "
         "(default), mixed like weights, those of the nearest checkpoint, or REPAIR for all units",
     )  # fmt: skip
+    _recalibration(group)
+    _running(group)
+
+
+def _recalibration(group: Any) -> None:
     group.add_argument(
         "--batch-norm-examples", type=count, metavar="N",
         help="recalibrate on N examples, evenly spread over the data (default: all)",
     )  # fmt: skip
-    _running(group)
 
 
 def _running(group: Any) -> None:
