@@ -110,7 +110,7 @@ def probe_at(ready: Prepared, state: State, how: Sampling, rules: Rules | None =
     """Put a state into a private model, and find rules and likelihood with a few examples.
 
     `rules`: those of an earlier state of the same model. Raises `ValueError` as `rules_for` and
-    `likelihood_of` do, and for labels out of range; `NonFiniteError` if the outputs are not finite.
+    `likelihood_of` do; `NonFiniteError` if the outputs are not finite.
     """
     task = training_task(ready.tasks)
     examples = ready.examples[ready.tasks.index(task)]
@@ -122,7 +122,6 @@ def probe_at(ready: Prepared, state: State, how: Sampling, rules: Rules | None =
     if rules is None:
         counted = [name for name, p in task.model.named_parameters() if p.requires_grad]
         rules = replace(rules_for(model, inputs, counted=counted), choices=_fastest)
-    _check_labels(task, outputs, examples)
     likelihood, num = None, 1
     if how.labels != "observed":
         try:
@@ -306,25 +305,3 @@ def check_all_counted(probe: Probe) -> None:
                 "product with the Fisher information sees all positions: leave them out of the "
                 "data, or take the Gauss-Newton matrix, which is the same but for a factor"
             )
-
-
-def _check_labels(task: Task, outputs: Tensor, examples: Examples) -> None:
-    """Raise `ValueError` for labels out of range, where classes are the last dimension of outputs.
-
-    Those of outputs (b, classes, ...) are checked by `prepare`; on the CPU, as there.
-    """
-    labels = examples.targets
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or outputs.ndim < 3:
-        return
-    if labels.shape[1:] != outputs.shape[1:-1]:
-        return
-    classes = outputs.shape[-1]
-    for label in labels[(labels < 0) | (labels >= classes)].unique().tolist():
-        worst = int((labels == label).flatten(1).any(1).to(torch.uint8).argmax())
-        try:
-            task.loss(outputs[:1].cpu(), labels[worst : worst + 1].cpu())
-        except (IndexError, RuntimeError) as error:
-            raise ValueError(
-                f"task {task.name!r} has labels out of range: the model gives {classes} classes "
-                f"(labels 0 to {classes - 1}), example {worst} of the data has the label {label}"
-            ) from error
