@@ -634,6 +634,7 @@ def test_stacks_go_to_an_executor(tmp_path):
 
 def test_the_fastest_size_is_taken_and_what_fails_is_not():
     assert fastest([8, 4, 1], {8: 4.0, 4: 1.0, 1: 0.5}.get) == 4
+    assert fastest([8, 4, 1], {8: 4.0, 4: 1.9, 1: 0.5}.get) == 1  # no clear gain
 
     def only_alone(size):
         if size > 1:

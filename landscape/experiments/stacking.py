@@ -26,6 +26,7 @@ from landscape.states import STATISTICS, State, flatten, loaded, match, tied_nam
 from landscape.task import map_tensors
 
 RATES = ("lr", "momentum", "weight_decay")
+CLEARLY = 0.9  # the share of the time of single runs below which stacks are faster beyond doubt
 
 
 @dataclass(eq=False)
@@ -126,13 +127,16 @@ def state_of(stack: Stack, row: int) -> State:
 
 
 def gradients(
-    stack: Stack, run: Run, inputs: Tensor, targets: Any, knobs: Mapping[str, Tensor]
+    stack: Stack,
+    objective: Objective,
+    inputs: Tensor,
+    targets: Any,
+    knobs: Mapping[str, Tensor],
+    *,
+    precision: str = "float32",
 ) -> tuple[Tensor, Any]:
-    """Losses (n,) and outputs (n, batch, ...) of a batch; its gradient goes to `stack.gradient`.
-
-    The objective and the precision are those of `run`, as of all runs of the stack.
-    """
-    lower = run.precision == "bfloat16"
+    """Losses (n,) and outputs (n, batch, ...) of a batch; its gradient goes to `stack.gradient`."""
+    lower = precision == "bfloat16"
     mixed: Any = partial(torch.autocast, dtype=torch.bfloat16) if lower else nullcontext
     if not stack.model.training:
         stack.model.train()
@@ -149,7 +153,7 @@ def gradients(
             seen.append(outputs.to(stack.weights.dtype) if lower else outputs)
             return seen[-1]
 
-        loss = run.objective(call, weights, inputs, targets, knobs)
+        loss = objective(call, weights, inputs, targets, knobs)
         return loss, seen[0].detach()
 
     if len(stack) == 1:
@@ -254,23 +258,21 @@ def set_mask(stack: Stack, runs: Sequence[Run], step: int) -> None:
 def fastest(sizes: Sequence[int], seconds: Callable[[int], float]) -> int:
     """The number of runs to train at once: the one with the least time for each run.
 
-    `seconds(n)` trains n runs for a few steps. What fails at once cannot be stacked, such as a
-    model that draws random numbers.
+    `seconds(n)` trains n runs for a few steps. Stacks must gain more than such a trial may err.
+    What fails when stacked, such as a model that draws random numbers, trains alone.
     """
-    best, least = 1, math.inf
+    best, least = 1, CLEARLY * seconds(1)
     for size in sizes:
         try:
-            taken = seconds(size) / size
+            taken = seconds(size) / size if size > 1 else math.inf
         except (RuntimeError, ValueError, NotImplementedError):
-            if size == 1:
-                raise
             continue
         if taken < least:
             best, least = size, taken
     return best
 
 
-def timed(function: Callable[[], Any], *, repeats: int = 2) -> float:
+def timed(function: Callable[[], Any], *, repeats: int = 3) -> float:
     """Seconds of the fastest of several calls, after one to warm up."""
     function()
     taken = []

@@ -122,6 +122,7 @@ class Team:
 
 def _loop(team: Team, device: torch.device, bar: Any) -> Iterator[Ended]:
     """Train until all runs have ended."""
+    objective = team.runs[0].objective
     while team.runs:
         runs, timeline = team.runs, team.runs[0].timeline
         epoch = timeline.epoch_at(team.step)
@@ -141,7 +142,9 @@ def _loop(team: Team, device: torch.device, bar: Any) -> Iterator[Ended]:
             if len(runs) == 1:  # what a model draws itself; under vmap it cannot draw
                 reseed(derived(runs[0].seeds.dropout, DROPOUT) + step, device)
             knobs = {name: rate[name] for name in runs[0].knobs}
-            losses, outputs = stacking.gradients(team.stack, runs[0], inputs, targets, knobs)
+            losses, outputs = stacking.gradients(
+                team.stack, objective, inputs, targets, knobs, precision=runs[0].precision
+            )
             team.losses.append(losses)
             team.sums += torch.stack([losses * len(targets[0]), _errors(runs[0], outputs, targets)])
             team.seen += len(targets[0])
@@ -412,7 +415,7 @@ def _best_size(runs: list[Run], device: torch.device) -> int:
 
     def seconds(size: int) -> float:
         team = _assembled(runs[:size], [Path()] * size, device)
-        steps = [team.step]
+        steps, first = [team.step], runs[0]
         (rate,) = stacking.scalars(team.runs, steps, team.stack.weights)
         rate = {name: value * 0 if name == "lr" else value for name, value in rate.items()}
         epoch = runs[0].timeline.epoch_at(team.step)
@@ -420,7 +423,9 @@ def _best_size(runs: list[Run], device: torch.device) -> int:
         knobs = {name: rate[name] for name in runs[0].knobs}
 
         def step() -> None:
-            stacking.gradients(team.stack, runs[0], inputs, targets, knobs)
+            stacking.gradients(
+                team.stack, first.objective, inputs, targets, knobs, precision=first.precision
+            )
             stacking.take_step(runs[0].optimiser, team.stack, rate)
 
         return stacking.timed(step)
