@@ -198,6 +198,23 @@ def test_a_bad_checkpoint_is_one_failed_point_of_the_fisher_information(mlp, cap
     assert np.isfinite(result["total"]).values.tolist() == [True, False, True]
 
 
+def test_what_is_wrong_with_the_task_is_no_failed_point(mlp, capsys):
+    runs_of()
+    Path("tasks.py").write_text(
+        Path("tasks.py").read_text() + "\n\ndef odd():\n    task = mlp()\n    import dataclasses\n"
+        "    return dataclasses.replace(task, loss=lambda o, y: o.abs().sum(1))\n"
+    )
+    command = ("fisher", "runs/seed0", "-q", "-o", "f.h5", "--task")
+    assert run(*command, "tasks.py:odd") == 3
+    assert "the loss belongs to no likelihood" in capsys.readouterr().err
+    assert run(*command, "tasks.py:mlp", "--overwrite", "--labels", "sampled", "sampled") == 0
+    assert results.load("f.h5")["labels"].values.tolist() == ["sampled"]
+    for verb, option in (("fisher", "--tolerance"), ("hessian", "--learning-rate")):
+        with pytest.raises(SystemExit):
+            run(verb, "runs/seed0", *MLP, "-o", "g.h5", option, "0")
+        assert "expected a number above 0, got '0'" in capsys.readouterr().err
+
+
 def test_the_cost_of_the_fisher_information(mlp, capsys):
     runs_of()
     assert run("fisher", "runs/seed0", *MLP, "-o", "f.h5", "--dry-run") == 0

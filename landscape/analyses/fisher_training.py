@@ -278,8 +278,8 @@ def _seconds(probe: Probe, points: Any, draws: int) -> float:
 
 
 def _listed(asked: Any) -> list[Any]:
-    """One or several, as a list."""
-    return [asked] if asked is None or isinstance(asked, str) else list(asked)
+    """One or several, each once, as a list."""
+    return [asked] if asked is None or isinstance(asked, str) else list(dict.fromkeys(asked))
 
 
 def _check_policies(ready: Prepared, policies: Sequence[str | None]) -> None:

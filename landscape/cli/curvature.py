@@ -72,7 +72,7 @@ def fisher(options: argparse.Namespace) -> bool:
         options, job, _information, {"step": steps},
         plan=plan(job, [f"{run} {step}".strip() for run in named for step in steps]),
         title=f"Fisher information at {len(steps)} checkpoints", analysis="fisher over training",
-        chunk=1, tolerant=True, units="epochs" if options.steps_per_epoch else "steps",
+        chunk=1, units="epochs" if options.steps_per_epoch else "steps",
     )  # fmt: skip
     if "total" in found:
         found = with_peaks(_with_deficits(found, options.deficit))

@@ -353,7 +353,7 @@ def fisher(verb: Verb) -> None:
         help="gradients of examples to take (256 for sampled labels, else all examples)",
     )  # fmt: skip
     verb.add_argument(
-        "--tolerance", type=float, metavar="SHARE",
+        "--tolerance", type=positive, metavar="SHARE",
         help="go on until the standard error is at most this share of the trace",
     )  # fmt: skip
     verb.add_argument("--seed", type=int, default=0, help="of all draws (%(default)s)")
@@ -398,7 +398,7 @@ def hessian(verb: Verb) -> None:
         help="eigenvalues (%(default)s)",
     )  # fmt: skip
     verb.add_argument(
-        "--tolerance", type=float,
+        "--tolerance", type=positive,
         help="relative residual of eigenvalues (1e-4), relative standard error of a trace (0.05)",
     )  # fmt: skip
     verb.add_argument(
@@ -411,7 +411,7 @@ def hessian(verb: Verb) -> None:
     )
     verb.add_argument("--log", action="store_true", help="the density by decades")
     verb.add_argument(
-        "--learning-rate", type=float, help="to draw 2 / rate beside the largest eigenvalue"
+        "--learning-rate", type=positive, help="to draw 2 / rate beside the largest eigenvalue"
     )
     verb.add_argument("--seed", type=int, default=0, help="of random vectors (%(default)s)")
     group = verb.add_argument_group("evaluation")
@@ -621,6 +621,17 @@ def count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return number
 
 
 def blocks(text: str) -> int:

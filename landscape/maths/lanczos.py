@@ -83,6 +83,8 @@ def top_eigenvalues(
             f"a matrix of {size} rows has {size} eigenvalues, got num={num} at {which!r} and "
             f"block={block}"
         )
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must not be negative, got {tolerance}")
     most = 100 + 20 * num if max_products is None else max_products
     if most < wanted + block - 1:
         raise ValueError(f"{wanted} eigenvalues need as many products, got max_products={most}")

@@ -243,6 +243,8 @@ def _refined(
             f"num_products must be at least {least} for an error to be seen, and at most "
             f"max_products, got {num} and {most}"
         )
+    if tolerance is not None and not tolerance > 0:
+        raise ValueError(f"tolerance must be positive, or None for no limit, got {tolerance}")
     trace = measure(num)
     while tolerance is not None and (excess := _excess(trace, tolerance)) > 1:
         wanted = min(most, math.ceil(num * min(2.0, max(1.2, excess**2))) + step)
