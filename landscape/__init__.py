@@ -30,12 +30,17 @@ _WHERE = {
     "landscape.results": ["load", "save", "sweep"],
 }  # fmt: skip
 _HOME = {name: module for module, names in _WHERE.items() for name in names}
-_MODULES = ["checkpoints", "datasets", "models", "plots"]  # `checkpoints` can also be called
+_MODULES = ["checkpoints", "datasets", "experiments", "models", "plots"]  # `checkpoints` can also be called
 
 __all__ = [*_HOME, *_MODULES, "__version__"]
 
 if TYPE_CHECKING:
-    from landscape import datasets as datasets, models as models, plots as plots
+    from landscape import (
+        datasets as datasets,
+        experiments as experiments,
+        models as models,
+        plots as plots,
+    )
     from landscape.analyses.alignment import align as align
     from landscape.analyses.connectivity import connect as connect
     from landscape.analyses.fisher import (

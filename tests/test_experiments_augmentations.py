@@ -203,7 +203,6 @@ def test_mixing_runs_train_and_in_a_stack_as_alone(tmp_path):
     assert_equal_stacked_and_alone(runs, tmp_path)
 
 
-@pytest.mark.xfail(raises=ValueError, reason="the plain set is kept in a pool that never shows it")
 def test_runs_that_mix_at_unlike_times_train_together_with_soft_labels(tmp_path):
     soft = (During(SoftLabels(5)),)
     windows = [Window(0, 1), Window(2), None]

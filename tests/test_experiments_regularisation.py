@@ -348,3 +348,11 @@ def test_all_arms_train_together_with_ends_of_their_own(tmp_path):
 def test_what_does_not_fit_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_window_may_reach_the_end_of_training(tmp_path, policy):
+    base = replace(BASE, lr=Cosine(0.05), test=DATA)
+    (run,) = regularised_until(base, DECAY, [BASE.epochs], lr_policy=policy)
+    (end,) = train(run, tmp_path)
+    assert end.status == "finished"

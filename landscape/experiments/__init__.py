@@ -1,5 +1,25 @@
-"""Making the runs whose checkpoints the analyses study: nothing here knows an analysis."""
+"""Making the runs whose checkpoints the analyses study: nothing here knows an analysis.
 
+A `Run` says what a run is, and `train` makes it, or many at once. The interventions are parts of a
+run: `schedules` of scalars, `deficits` and `augmentations` of data, `regularisation` in time,
+`warmstarts`, `transfer` and `branches` from checkpoints, `distillation`, `penalties`, `averaging`;
+`comparisons` reads what came of runs, `probes` asks a model.
+"""
+
+from landscape.experiments import (
+    augmentations as augmentations,
+    averaging as averaging,
+    branches as branches,
+    comparisons as comparisons,
+    deficits as deficits,
+    distillation as distillation,
+    penalties as penalties,
+    probes as probes,
+    regularisation as regularisation,
+    schedules as schedules,
+    transfer as transfer,
+    warmstarts as warmstarts,
+)
 from landscape.experiments.recorder import (
     Recorder as Recorder,
     lightning_callback as lightning_callback,

@@ -61,15 +61,15 @@ def pooled(runs: Sequence[Run], device: torch.device) -> Pool:
     runs do not fit together.
     """
     found: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+    plain: dict[int, tuple[Tensor, Tensor]] = {}
     versions = {}
     for run in runs:
         keys = {_key(run, step): (run, step) for step in sorted({0, *_bounds(run)})}
         for key, (_, step) in keys.items():
             if key not in found:
-                plain = (id(run.data), "[]")
-                if plain not in found:  # also if never shown: other versions are made from it
-                    found[plain] = whole(run.data, device)
-                found[key] = _viewed(run, step, found[plain])
+                if id(run.data) not in plain:
+                    plain[id(run.data)] = whole(run.data, device)
+                found[key] = _viewed(run, step, plain[id(run.data)])
         numbers = {key: number for number, key in enumerate(found)}
         versions[run.name] = [
             (step, numbers[_key(run, step)]) for step in sorted({0, *_bounds(run)})

@@ -72,7 +72,7 @@ class Clock:
     @property
     def share(self) -> float:
         """The share of the steps that are taken, 0 to 1."""
-        return self.step / self.steps
+        return self.step / self.steps if self.steps else 1.0
 
 
 Schedule = Callable[[Clock], float]
