@@ -30,7 +30,7 @@ _WHERE = {
     "landscape.results": ["load", "save", "sweep"],
 }  # fmt: skip
 _HOME = {name: module for module, names in _WHERE.items() for name in names}
-_MODULES = ["checkpoints", "datasets", "experiments", "models", "plots"]  # `checkpoints` can also be called
+_MODULES = ["checkpoints", "datasets", "experiments", "models", "plots"]  # the first can be called
 
 __all__ = [*_HOME, *_MODULES, "__version__"]
 
