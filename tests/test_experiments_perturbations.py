@@ -7,13 +7,14 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from landscape import checkpoints, models
+from landscape import checkpoints, models, results
 from landscape.datasets import Batches
 from landscape.experiments import At, Run, Seeds, train
 from landscape.experiments.branches import last_checkpoint
 from landscape.experiments.deficits import Blur, NoisyLabels
 from landscape.experiments.perturbations import (
     QuarterTurns,
+    against_effective_std,
     effective_std,
     noisy,
     perturbations,
@@ -25,7 +26,7 @@ from landscape.experiments.perturbations import (
     with_signs,
     with_weights,
 )
-from landscape.experiments.pruning import full_mask, pruned, rewound
+from landscape.experiments.pruning import full_mask, pruned, rewound, train_masked
 from tests.cases import CASES
 
 QUIET = {"device": "cpu", "progress": False}
@@ -179,6 +180,36 @@ def test_perturbed_runs_train_as_one_stack_from_their_starts(tmp_path):
             assert torch.equal(tensor, state[key] * mask.get(key, 1))
         for key, alive in mask.items():
             assert not last_checkpoint(own).load()[key][~alive].any()
+
+
+def test_accuracies_are_set_against_the_changes_of_the_starts(tmp_path):
+    """Row 83: from what the runs left, as computed from the states."""
+    arms, changes = {}, []
+    for seed in (1, 2):
+        state, other = (MLP(seed=s).state_dict() for s in (seed, seed + 10))
+        mask = pruned(state, full_mask(MLP(seed=0)), 0.5)
+        level = rewound(run(f"{seed}/level-01", test=data(40, seed=9)), mask, state, 2)
+        states = {"none": state, "noise": noisy(state, mask, 2.0)}
+        states["fresh"] = with_weights(state, other, mask)
+        changes.append([effective_std(state, one, mask) for one in states.values()])
+        for name, own in zip(states, perturbed_runs(level, states), strict=True):
+            arms.setdefault(name, []).append(own)
+    train_masked([own for runs in arms.values() for own in runs], tmp_path, **QUIET)
+    found = against_effective_std(arms, tmp_path)
+    assert_allclose(found["effective_std"], np.transpose(changes), rtol=1e-6)
+    record = results.load(tmp_path / "2/fresh/level-01/record.h5")
+    assert found["test_error"].sel(arm="fresh", seed=1) == record["test_error"][-1]
+    x, y = found["effective_std"].mean("seed"), 1 - found["test_error"].mean("seed")
+    assert_allclose(found["correlation"], np.corrcoef(x, y)[0, 1], rtol=1e-10)
+    assert equal_results(found, results.load(results.save(found, tmp_path / "found.h5")))
+    with pytest.raises(ValueError, match=r"at least three arms .* got none \(2\), noise \(2\)"):
+        against_effective_std({name: arms[name] for name in ("none", "noise")}, tmp_path)
+    with pytest.raises(ValueError, match="'plain' among them"):
+        against_effective_std(arms, tmp_path, reference="plain")
+
+
+def equal_results(a, b):
+    return all(np.array_equal(a[name].values, b[name].values) for name in a.variables)
 
 
 def test_what_cannot_be_perturbed_is_refused():

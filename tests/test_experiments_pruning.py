@@ -593,6 +593,10 @@ def test_what_cannot_become_a_chain_is_refused(tmp_path):
         chain(run(masks=full_mask(MLP(seed=0))), Chain())
     with pytest.raises(ValueError, match="does not keep its optimiser, which chain 'k=0' carries"):
         chain(run(), Chain(optimiser="carry"))
+    with pytest.raises(ValueError, match=r"level 1 of a/k=0 cannot .* in fc1.weight \(of 192\)"):
+        chain(run(), Chain(share=0.999, scope="layer"))
+    with pytest.raises(ValueError, match="masks are boolean, .*, got torch.float32"):
+        pruned({"a": torch.ones(2, 2)}, {"a": torch.ones(2, 2)}, 0.5)
     with pytest.raises(ValueError, match="'a' starts from no state"):
         started_from(run(), "other", {})
     assert pruning.MASK == "mask.npz"

@@ -6,16 +6,31 @@ those of the dense network, so that a layer's spread is that of all its weights;
 mask for dense networks. What data the early weights need is asked by training on other data first.
 """
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+import xarray as xr
+from scipy import stats
 from torch import Tensor
 
+from landscape import results
+from landscape.checkpoints import checkpoints
 from landscape.experiments.batches import generator
 from landscape.experiments.deficits import Examples
-from landscape.experiments.pruning import Mask, check_mask, grouped, started_from, ungrouped
+from landscape.experiments.pruning import (
+    Mask,
+    check_mask,
+    grouped,
+    load_mask,
+    sparsity_curve,
+    started_from,
+    ungrouped,
+)
 from landscape.experiments.runs import During, Run, Scalar, View
 from landscape.experiments.transfer import new_head
 from landscape.states import State, Stored, loaded
@@ -148,6 +163,53 @@ def perturbed_runs(run: Run, states: Mapping[str, State]) -> list[Run]:
     return [started_from(run, name, state) for name, state in states.items()]
 
 
+def against_effective_std(
+    arms: Mapping[str, Sequence[str | Run]],
+    folder: str | os.PathLike[str],
+    *,
+    reference: str = "none",
+) -> xr.Dataset:
+    """How much worse are subnetworks from perturbed starts, the more the weights are changed?
+
+    `arms` holds the runs of each perturbation, one for each seed in the same order in all arms,
+    trained by `train_masked` in `folder`. The change is that from the first checkpoint of the run
+    of the `reference` arm to that of the same seed. Variables over `arm` and `seed`:
+    `effective_std`, `test_error`; and the Pearson `correlation` of the means over seeds of
+    effective standard deviation and accuracy, with its two-sided `p_value`, the reference included
+    (arXiv 2002.10365).
+
+    Raises `ValueError` for arms of unequal sizes, fewer than three arms, or no reference.
+    """
+    sizes = {len(own) for own in arms.values()}
+    if reference not in arms or len(arms) < 3 or len(sizes) != 1 or 0 in sizes:
+        raise ValueError(
+            f"at least three arms with one run for each seed are compared, {reference!r} among "
+            f"them; got {', '.join(f'{name} ({len(own)})' for name, own in arms.items()) or 'none'}"
+        )
+    names = {arm: [_name(run) for run in own] for arm, own in arms.items()}
+    changes = [
+        [_change(Path(folder), *pair) for pair in zip(names[reference], own, strict=True)]
+        for own in names.values()
+    ]
+    errors = [sparsity_curve(own, folder)["test_error"].values for own in names.values()]
+    r, p = stats.pearsonr(np.mean(changes, axis=1), 1 - np.mean(errors, axis=1))
+    return results.dataset(
+        {
+            "effective_std": (
+                ("arm", "seed"),
+                np.array(changes),
+                {"long_name": "effective standard deviation"},
+            ),
+            "test_error": (("arm", "seed"), np.array(errors), {"long_name": "test error"}),
+            "correlation": ((), float(r), {"long_name": "correlation with accuracy"}),
+            "p_value": ((), float(p), {"long_name": "p-value of the correlation"}),
+        },
+        {"arm": list(names), "seed": range(sizes.pop())},
+        analysis="perturbations",
+        title=f"accuracy after {len(names)} perturbations",
+    )
+
+
 # Pre-training -------------------------------------------------------------------------------------
 
 
@@ -211,6 +273,16 @@ def with_head(run: Run, state: State | Stored, head: Iterable[str]) -> State:
 
 
 # Helpers ------------------------------------------------------------------------------------------
+
+
+def _change(folder: Path, reference: str, name: str) -> float:
+    """The effective standard deviation between the starts of two runs."""
+    before, after = (checkpoints(folder / one)[0] for one in (reference, name))
+    return effective_std(before, after, load_mask(folder / name))
+
+
+def _name(run: str | Run) -> str:
+    return run if isinstance(run, str) else run.name
 
 
 def _changed(

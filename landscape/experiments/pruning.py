@@ -136,7 +136,7 @@ def stability(a: State | Stored, b: State | Stored, mask: Mask) -> tuple[float, 
     """How far apart two networks ended, on the weights that survive: distance, and angle in degree.
 
     Stability to pruning is that of the trained dense network and the trained subnetwork, stability
-    to data order that of two copies of the subnetwork (arXiv 1903.01611, section 3); 0 and 0 for
+    to data order that of two copies of the subnetwork (arXiv 1903.01611); 0 and 0 for
     identical weights. Raises `ValueError` for a mask of other shapes than the states.
     """
     vectors = []
@@ -151,7 +151,9 @@ def stability(a: State | Stored, b: State | Stored, mask: Mask) -> tuple[float, 
 
 
 def check_mask(mask: Mask, state: State) -> None:
-    """Raise `ValueError` unless each tensor of a mask has a partner of its shape in a state."""
+    """Raise `ValueError` unless a mask is boolean and fits a state, by names and shapes."""
+    if kinds := sorted({str(one.dtype) for one in mask.values()} - {"torch.bool"}):
+        raise ValueError(f"masks are boolean, True where weights survive, got {', '.join(kinds)}")
     wrong = [
         f"{name} {tuple(one.shape)} ({tuple(state[name].shape) if name in state else 'missing'})"
         for name, one in mask.items()
@@ -392,8 +394,8 @@ def levels_in(folder: str | os.PathLike[str]) -> dict[int, str]:
     The status is that of `run.json`: `"running"` is a level that is not finished. Level 0, the
     dense network, lies beside the chains. Raises `ValueError` if there are none or one is missing.
     """
-    paths = {int(path.name[6:]): path for path in Path(folder).glob("level-[0-9]*")}
-    numbers = sorted(number for number in paths if number)
+    paths = {_level_number(path.name): path for path in Path(folder).glob("level-[0-9]*")}
+    numbers = sorted(number for number in paths if number > 0)
     missing = sorted(set(range(1, max(numbers, default=0))) - set(numbers))
     if missing:
         raise ValueError(
@@ -619,7 +621,10 @@ def _next(chain: Chain, name: str, done: Sequence[Level], folder: Path) -> Run:
     """The run of the next level of a chain."""
     dense, before, number = done[0].run, done[-1], len(done)
     trained = last_checkpoint(before.end)
-    mask = pruned(trained, before.mask, (1 - chain.share) ** number, scope=chain.scope)
+    try:
+        mask = pruned(trained, before.mask, (1 - chain.share) ** number, scope=chain.scope)
+    except ValueError as error:
+        raise ValueError(f"level {number} of {name} cannot be pruned: {error}") from error
     seeds = replace(
         dense.seeds,
         order=fresh_seed(dense.seeds.order, number),
