@@ -76,6 +76,8 @@ def test_a_run(mlp, what):
         here = compute(task, state)
         assert_allclose(result[variable].isel(step=number), here[variable], rtol=1e-4)
     assert (result["learning_rate"] == 0.1).all()
+    if what == "trace":
+        assert result["trace"].attrs["long_name"] == "trace of the Hessian"
     assert run("plot", "h.h5", "-o", "h.png") == 0
 
 

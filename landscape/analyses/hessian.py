@@ -33,6 +33,7 @@ from landscape.states import State, Stored
 
 Result = TypeVar("Result")
 MATRICES = {"hessian": hessian_product, "gauss-newton": gauss_newton_product}
+NAMES = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton matrix"}
 METHODS = {"hutchinson": hutchinson, "hutch++": hutch_plus_plus, "xtrace": xtrace}
 
 
@@ -177,7 +178,11 @@ def hessian_trace(
             "trace_stderr": ("block", [estimate.stderr for estimate in of]),
             "num_parameters": ("block", [part.size for part in parts.values()]),
         }
-    variables |= {name: ((), value) for name, value in values.items()}
+    words = {"long_name": f"trace of the {NAMES[matrix]}"}
+    variables |= {
+        name: ((), value, {} if name.endswith("_stderr") else words)
+        for name, value in values.items()
+    }
     return dataset(
         variables,
         {"block": list(parts)} if parts else {},
