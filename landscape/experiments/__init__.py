@@ -2,8 +2,8 @@
 
 A `Run` says what a run is, and `train` makes it, or many at once. The interventions are parts of a
 run: `schedules` of scalars, `deficits` and `augmentations` of data, `regularisation` in time,
-`warmstarts`, `transfer` and `branches` from checkpoints, `distillation`, `penalties`, `averaging`;
-`comparisons` reads what came of runs, `probes` asks a model.
+`warmstarts`, `transfer` and `branches` from checkpoints, `distillation`, `penalties`, `averaging`,
+`pruning` and `perturbations`; `comparisons` reads what came of runs, `probes` asks a model.
 """
 
 from landscape.experiments import (
@@ -14,7 +14,9 @@ from landscape.experiments import (
     deficits as deficits,
     distillation as distillation,
     penalties as penalties,
+    perturbations as perturbations,
     probes as probes,
+    pruning as pruning,
     regularisation as regularisation,
     schedules as schedules,
     transfer as transfer,
