@@ -642,3 +642,46 @@ def test_the_fastest_size_is_taken_and_what_fails_is_not():
         return 1.0
 
     assert fastest([8, 4, 1], only_alone) == 1
+
+
+def test_channels_last_gives_the_model_images_in_that_format(tmp_path):
+    seen = []
+
+    def watched(*, seed):
+        model = models.small_cnn(3, classes=3, width=4, seed=seed)
+        model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].stride(1)))
+        return model
+
+    colour = Batches(DATA.inputs.expand(-1, 3, -1, -1).contiguous(), DATA.targets)
+    ends = []
+    for wanted in (False, True):
+        run = a_run(str(wanted), make_model=watched, data=colour, channels_last=wanted)
+        train(run, tmp_path)
+        ends.append(end_of(tmp_path / run.name))
+        assert (1 in seen) == wanted
+        seen.clear()
+    for name in ends[0]:
+        assert_allclose(ends[1][name], ends[0][name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_compiled_run_ends_like_a_plain_one(tmp_path, monkeypatch):
+    compiled, real = [], torch.compile
+
+    def eager(model):
+        compiled.append(model)
+        return real(model, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", eager)
+    runs = [a_run("compiled", compiled=True), a_run("also", compiled=True), a_run("plain")]
+    train(runs, tmp_path)
+    assert len(compiled) == 2  # each by itself
+    ends = [end_of(tmp_path / name) for name in ("compiled", "plain")]
+    for name in ends[0]:
+        assert_allclose(ends[0][name], ends[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_model_that_is_kept_outside_stays_as_it_is(tmp_path):
+    model = MLP(seed=0)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    train(a_run(make_model=lambda *, seed: model), tmp_path)
+    assert equal(model.state_dict(), before)

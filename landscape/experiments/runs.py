@@ -299,7 +299,8 @@ class Run:
     in torch. Parameters whose names match a pattern of `undecayed` have no weight decay.
 
     `precision="bfloat16"` computes outputs in mixed precision (`torch.autocast`); weights, loss and
-    updates keep their dtype.
+    updates keep their dtype. `channels_last` gives the model images in that memory format, and
+    `compiled` runs it through `torch.compile`; such runs train one after the other.
 
     `lr_policy` says which time the learning rate follows around an intervention that lasts for
     `lr_window`: `"continue"`; `"reset"`, where the schedule starts over, as it is, when the window
@@ -328,6 +329,8 @@ class Run:
     optimiser: str = "sgd"
     undecayed: tuple[str, ...] = ()
     precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = False
+    compiled: bool = False
     seeds: Seeds = Seeds()
     start: Branch | None = None
     lr_policy: Policy = "continue"

@@ -5,6 +5,7 @@ buffers with a run dimension. The forward pass is vectorised over the rows and d
 One run alone calls its model without `vmap`, so any model can be trained.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +43,8 @@ class Stack:
     decayed: Tensor | None  # (n, P): 1 where weights decay
     fixed: Tensor | None  # (n, P): 1 where weights ever move
     mask: Tensor | None = None  # (n, P): 1 where weights move now
+    channels_last: bool = False  # of the images that a lone run's model is given
+    compiled: bool = False  # a lone run's model, by torch.compile
 
     def __post_init__(self) -> None:
         views = unflatten(self.weights, self.like, self.names)
@@ -49,6 +52,7 @@ class Stack:
         if len(self.weights) == 1:  # the model itself is called, with these as its parameters
             self.leaves = {n: nn.Parameter(t.detach()[0]) for n, t in views.items()}
             _install(self.model, self.leaves, {n: t[0] for n, t in self.buffers.items()})
+        self.lone: Any = torch.compile(self.model) if self.compiled else self.model
         self.gradient = torch.zeros_like(self.weights)
         self.parts = list(unflatten(self.gradient, self.like, self.names).values())
 
@@ -59,7 +63,7 @@ class Stack:
 def stacked(runs: Sequence[Run], device: torch.device) -> Stack:
     """The stack of runs of one architecture at their first steps."""
     models = [run.build() for run in runs]
-    model = models[0].train()
+    model = copy.deepcopy(models[0]).train()  # `make_model` may keep the one that it gave
     like = dict(model.named_parameters())
     kinds = {parameter.dtype for parameter in like.values()}
     if len(kinds) != 1 or not next(iter(kinds)).is_floating_point:
@@ -89,10 +93,14 @@ def stacked(runs: Sequence[Run], device: torch.device) -> Stack:
         moments=kept,
         decayed=_to(_rows(runs, names, like, dtype, _decayed), device),
         fixed=_to(fixed, device),
+        channels_last=runs[0].channels_last,
+        compiled=runs[0].compiled,
     )
     if stack.fixed is not None and any(run.masks for run in runs):
         pruned = flatten([_pruning(run, like) for run in runs], names, dtype=dtype)
-        stack.weights.mul_(pruned.to(device))
+        for tensor in (stack.weights, *stack.moments.values()):
+            if tensor.shape == stack.weights.shape:
+                tensor.mul_(pruned.to(device))
     return stack
 
 
@@ -113,6 +121,8 @@ def selected(stack: Stack, rows: Sequence[int]) -> Stack:
         decayed=some(stack.decayed),
         fixed=some(stack.fixed),
         mask=some(stack.mask),
+        channels_last=stack.channels_last,
+        compiled=stack.compiled,
     )
 
 
@@ -147,7 +157,9 @@ def gradients(
         def call(given: Mapping[str, Tensor], inputs: Any) -> Any:
             with mixed(inputs.device.type):
                 if given is stack.leaves:
-                    outputs = stack.model(inputs)
+                    if stack.channels_last and inputs.ndim == 4:
+                        inputs = inputs.contiguous(memory_format=torch.channels_last)
+                    outputs = stack.lone(inputs)
                 else:
                     outputs = functional_call(stack.model, {**given, **buffers}, (inputs,))
             seen.append(outputs.to(stack.weights.dtype) if lower else outputs)
