@@ -16,6 +16,7 @@ from numpy.testing import assert_array_equal
 from landscape import results
 from landscape.checkpoints import save_checkpoint
 from landscape.cli import main
+from landscape.experiments.masks import save_mask
 
 HERE = Path(__file__).parent
 TASK = """
@@ -358,3 +359,16 @@ def test_warnings_are_for_people(capsys, monkeypatch):
         assert run("validate", "x.h5") == 0
         assert warnings.showwarning is shown
     assert capsys.readouterr().err == "landscape: warning: the tide is out\n"
+
+
+def test_info_of_a_pruned_run(folder, capsys):
+    state = CASES["mlp"].states()[0]
+    save_checkpoint(state, "pruned", step=3)
+    mask = {"0.weight": torch.zeros_like(state["0.weight"], dtype=torch.bool)}
+    mask["0.weight"][0] = True
+    save_mask(mask, "pruned")
+    assert run("info", "pruned") == 0
+    said = capsys.readouterr().out
+    assert "step-00000003.pt" in said
+    assert "0.weight      0.125" in said
+    assert "all           0.125" in said

@@ -12,6 +12,7 @@ from landscape.datasets import Batches
 from landscape.experiments import At, Run, Seeds, train
 from landscape.experiments.branches import last_checkpoint
 from landscape.experiments.deficits import Blur, NoisyLabels
+from landscape.experiments.masks import full_mask, pruned
 from landscape.experiments.perturbations import (
     QuarterTurns,
     against_effective_std,
@@ -26,7 +27,7 @@ from landscape.experiments.perturbations import (
     with_signs,
     with_weights,
 )
-from landscape.experiments.pruning import full_mask, pruned, rewound, train_masked
+from landscape.experiments.pruning import rewound, train_masked
 from tests.cases import CASES
 
 QUIET = {"device": "cpu", "progress": False}

@@ -13,27 +13,30 @@ from torch import nn
 from landscape import checkpoints, models, results
 from landscape.checkpoints import load_state
 from landscape.datasets import Batches
-from landscape.experiments import At, Run, RunError, Seeds, pruning, train
+from landscape.experiments import At, Run, RunError, Seeds, train
 from landscape.experiments.branches import children, last_checkpoint
-from landscape.experiments.pruning import (
-    Chain,
+from landscape.experiments.masks import (
+    MASK,
     cost,
     densities,
     density,
     full_mask,
-    iterative_pruning,
-    levels_in,
     load_mask,
     overlap,
     pruned,
+    save_mask,
+    shuffled_mask,
+    stability,
+)
+from landscape.experiments.pruning import (
+    Chain,
+    iterative_pruning,
+    levels_in,
     randomly_pruned,
     reinitialised,
     rewinding_point,
     rewound,
-    save_mask,
-    shuffled_mask,
     sparsity_curve,
-    stability,
     started_from,
     train_masked,
 )
@@ -599,4 +602,4 @@ def test_what_cannot_become_a_chain_is_refused(tmp_path):
         pruned({"a": torch.ones(2, 2)}, {"a": torch.ones(2, 2)}, 0.5)
     with pytest.raises(ValueError, match="'a' starts from no state"):
         started_from(run(), "other", {})
-    assert pruning.MASK == "mask.npz"
+    assert MASK == "mask.npz"

@@ -52,9 +52,22 @@ def info(options: argparse.Namespace) -> bool:
     if found:
         rows = [[str(one.step), one.path.name] for one in found]
         print(tables.table([["step", "checkpoint"], *rows]))
+        if (path / "mask.npz").exists():
+            print(_mask_text(path))
     else:
         print(tables.mapping_text(describe(path, key=options.state_key)))
     return True
+
+
+def _mask_text(folder: Path) -> str:
+    """How dense the mask of a pruned run is, in all and by layer."""
+    from landscape import tables
+    from landscape.experiments.masks import densities, density, load_mask
+
+    mask = load_mask(folder)
+    rows = [[name, f"{share:.4g}"] for name, share in densities(mask).items()]
+    text: str = tables.table([["pruned layer", "density"], *rows, ["all", f"{density(mask):.4g}"]])
+    return f"\n{text}"
 
 
 def validate(options: argparse.Namespace) -> bool:

@@ -3,7 +3,8 @@
 A `Run` says what a run is, and `train` makes it, or many at once. The interventions are parts of a
 run: `schedules` of scalars, `deficits` and `augmentations` of data, `regularisation` in time,
 `warmstarts`, `transfer` and `branches` from checkpoints, `distillation`, `penalties`, `averaging`,
-`pruning` and `perturbations`; `comparisons` reads what came of runs, `probes` asks a model.
+`masks`, `pruning` and `perturbations`. `comparisons` reads what came of runs, `probes` asks a
+model.
 """
 
 from landscape.experiments import (
@@ -13,6 +14,7 @@ from landscape.experiments import (
     comparisons as comparisons,
     deficits as deficits,
     distillation as distillation,
+    masks as masks,
     penalties as penalties,
     perturbations as perturbations,
     probes as probes,

@@ -22,15 +22,8 @@ from landscape import results
 from landscape.checkpoints import checkpoints
 from landscape.experiments.batches import generator
 from landscape.experiments.deficits import Examples
-from landscape.experiments.pruning import (
-    Mask,
-    check_mask,
-    grouped,
-    load_mask,
-    sparsity_curve,
-    started_from,
-    ungrouped,
-)
+from landscape.experiments.masks import Mask, check_mask, grouped, load_mask, ungrouped
+from landscape.experiments.pruning import sparsity_curve, started_from
 from landscape.experiments.runs import During, Run, Scalar, View
 from landscape.experiments.transfer import new_head
 from landscape.states import State, Stored, loaded
