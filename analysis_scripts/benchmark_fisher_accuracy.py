@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -24,17 +25,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, TensorDataset
 
-from landscape import datasets, models
+from landscape import checkpoints, datasets, models
 from landscape.analyses.fisher import fisher_trace
 from landscape.analyses.fisher_training import fisher_over_training
+from landscape.experiments import Run, train
+from landscape.experiments.schedules import Cosine
+from landscape.states import State
 from landscape.task import Task
-from shared import trained
 
 Estimator = Callable[[int], float]  # of a seed
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # and channels; the MLP takes 28x28
-    "mlp": (lambda: models.mlp(784, (512, 512), 10, seed=0), 1),
-    "lenet": (lambda: models.lenet(3, 32, seed=0), 3),
-    "resnet20": (lambda: models.resnet20(seed=0), 3),
+NETWORKS: dict[str, tuple[Callable[..., nn.Module], int]] = {  # and channels; the MLP takes 28x28
+    "mlp": (partial(models.mlp, 784, (512, 512), 10), 1),
+    "lenet": (partial(models.lenet, 3, 32), 3),
+    "resnet20": (models.resnet20, 3),
 }
 EPOCHS = 8
 BATCH = 64
@@ -54,11 +57,21 @@ def main() -> None:
         compare(name, options.examples, options.repeats)
 
 
+def trained(make: Callable[..., nn.Module], data: datasets.Batches) -> State:
+    """The weights after a few epochs."""
+    run = Run(
+        name="run", make_model=make, data=data, epochs=EPOCHS, batch_size=BATCH, lr=Cosine(0.1),
+        weight_decay=5e-4, checkpoints=(),
+    )  # fmt: skip
+    with TemporaryDirectory() as folder:
+        return checkpoints(train(run, folder)[0].folder)[-1].load()
+
+
 def compare(name: str, num: int, repeats: int) -> None:
     """Print a table for one network."""
     make, channels = NETWORKS[name]
-    model, data = make(), digits(num, channels)
-    model.load_state_dict(trained(model, data, seed=0, epochs=EPOCHS))
+    model, data = make(seed=0), digits(num, channels)
+    model.load_state_dict(trained(make, data))
     model.eval()
     wrong = sum(int((model(x).argmax(1) != y).sum()) for x, y in data)
     task = Task(name, model, partial(F.cross_entropy, reduction="none"), data)

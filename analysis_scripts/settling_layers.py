@@ -7,18 +7,19 @@ which it stays near its final state. Representations are compared on the test im
 
 import argparse
 from functools import partial
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import xarray as xr
 from scipy import stats
 from torch.nn import functional as F  # noqa: N812
 
-from landscape import datasets, models
+from landscape import checkpoints, datasets, experiments, models
 from landscape.analyses.layers import compare_layers, layer_convergence
-from landscape.states import State
+from landscape.experiments import At, Run, Seeds
+from landscape.experiments.schedules import Cosine
 from landscape.tables import table
 from landscape.task import Task
-from shared import trained
 
 STEPS = [0, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 345]
 NEAR = (0.8, 0.9, 0.95)
@@ -33,16 +34,18 @@ def main() -> None:
     options = parser.parse_args()
     training, test = (datasets.load("sklearn:digits", split=name) for name in ("train", "test"))
     task = Task("test", models.small_cnn(), partial(F.cross_entropy, reduction="none"), test)
-    runs: list[dict[int, State]] = []
-    for seed in range(options.seeds):
-        kept: dict[int, State] = {}
-
-        def keep(step: int, state: State, kept: dict[int, State] = kept) -> None:
-            if step in STEPS:
-                kept[step] = state
-
-        trained(models.small_cnn(seed=seed), training, seed=seed, epochs=15, on_step=keep)
-        runs.append(kept)
+    described = [
+        Run(
+            name=f"seed-{seed}", make_model=models.small_cnn, data=training, epochs=15,
+            batch_size=64, lr=Cosine(0.1), weight_decay=5e-4, seeds=Seeds.all(seed),
+            checkpoints=(At(STEPS),),
+        )
+        for seed in range(options.seeds)
+    ]  # fmt: skip
+    with TemporaryDirectory() as folder:
+        ends = experiments.train(described, folder, stack=options.seeds)
+        found = [[one.load() for one in checkpoints(end.folder)] for end in ends]
+    runs = [dict(zip(STEPS, states, strict=True)) for states in found]
     how = {"measure": options.measure, "layers": LAYERS, "blocks": 20}
     last = STEPS[-1]
     pairs = list(zip(runs, runs[1:] + runs[:1], strict=True))

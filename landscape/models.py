@@ -114,7 +114,7 @@ def resnet20(
     keep the activations bounded, the last weights of each of the n residual branches then start
     1/sqrt(n) times as large (Hanin & Rolnick 2018, arXiv 1803.01719).
     """
-    return _resnet(3, in_channels, classes, width, batch_norm, skip, seed)
+    return _resnet(3, 3, in_channels, classes, width, batch_norm, skip, seed)
 
 
 def resnet32(
@@ -127,7 +127,7 @@ def resnet32(
     seed: int | None = None,
 ) -> nn.Sequential:
     """`resnet20` with 32 layers, five blocks in each stage: 464,154 parameters (0.46 M)."""
-    return _resnet(5, in_channels, classes, width, batch_norm, skip, seed)
+    return _resnet(5, 3, in_channels, classes, width, batch_norm, skip, seed)
 
 
 def resnet56(
@@ -140,7 +140,49 @@ def resnet56(
     seed: int | None = None,
 ) -> nn.Sequential:
     """`resnet20` with 56 layers, nine blocks in each stage: 853,018 parameters (0.85 M)."""
-    return _resnet(9, in_channels, classes, width, batch_norm, skip, seed)
+    return _resnet(9, 3, in_channels, classes, width, batch_norm, skip, seed)
+
+
+def resnet18(
+    in_channels: int = 3,
+    classes: int = 10,
+    width: int = 64,
+    batch_norm: bool = True,
+    skip: bool = True,
+    *,
+    seed: int | None = None,
+) -> nn.Sequential:
+    """The residual network with 18 layers (He et al. 2015, table 1) for images of CIFAR's size.
+
+    The first convolution is 3 x 3 and nothing is pooled before the end; four stages of `width` to
+    8 `width` channels, each but the first begun by a projection (option B). 11,173,962 parameters
+    for 10 classes; `width=16` is the slim one of Ash & Adams (arXiv 1910.08475), with 0.70 M.
+    """
+    return _resnet(2, 4, in_channels, classes, width, batch_norm, skip, seed)
+
+
+def all_cnn(
+    in_channels: int = 3,
+    classes: int = 10,
+    width: int = 96,
+    batch_norm: bool = True,
+    *,
+    seed: int | None = None,
+) -> nn.Sequential:
+    """All-CNN-C (Springenberg et al. 2014, arXiv 1412.6806, table 1), with batch norm.
+
+    Convolutions of `width` and 2 `width` channels, two of which halve the image in place of
+    pooling, then 1 x 1 convolutions and a global average. 1,620,010 parameters (1.6 M).
+    """
+    plan = [(1, 1, 3), (1, 1, 3), (2, 2, 3), (2, 1, 3), (2, 1, 3), (2, 2, 3), (2, 1, 3), (2, 1, 1)]
+    with _seeded(seed):
+        layers: dict[str, nn.Module] = {}
+        channels = in_channels
+        for number, (factor, stride, size) in enumerate(plan, start=1):
+            block = _conv_block(channels, factor * width, stride, batch_norm, size)
+            layers[f"block{number}"] = block
+            channels = factor * width
+        return _he_normal(layers | {"head": _head(channels, classes)})
 
 
 def vgg16(
@@ -177,23 +219,34 @@ def shortcut(x: Tensor, channels: int, stride: int) -> Tensor:
 
 
 class _ResidualBlock(nn.Module):
-    """relu(x + bn(conv(relu(bn(conv(x))))))."""
+    """relu(x + bn(conv(relu(bn(conv(x)))))); where the size changes, x may be projected."""
 
-    def __init__(self, before: int, after: int, stride: int, batch_norm: bool, skip: bool):
+    def __init__(
+        self, before: int, after: int, stride: int, batch_norm: bool, skip: bool, projected: bool
+    ):
         super().__init__()
         self.channels, self.stride, self.skip = after, stride, skip
         self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=not batch_norm)
         self.bn1 = nn.BatchNorm2d(after) if batch_norm else nn.Identity()
         self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=not batch_norm)
         self.bn2 = nn.BatchNorm2d(after) if batch_norm else nn.Identity()
+        self.projection: nn.Sequential | None = None
+        if projected and skip and (stride > 1 or before != after):
+            conv = nn.Conv2d(before, after, 1, stride, bias=not batch_norm)
+            norm = nn.BatchNorm2d(after) if batch_norm else nn.Identity()
+            self.projection = nn.Sequential(OrderedDict(conv=conv, bn=norm))
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(out + shortcut(x, self.channels, self.stride) if self.skip else out)
+        if not self.skip:
+            return F.relu(out)
+        past = self.projection(x) if self.projection else shortcut(x, self.channels, self.stride)
+        return F.relu(out + past)
 
 
 def _resnet(
     blocks: int,
+    stages: int,
     in_channels: int,
     classes: int,
     width: int,
@@ -201,27 +254,30 @@ def _resnet(
     skip: bool,
     seed: int | None,
 ) -> nn.Sequential:
-    """The residual network with `blocks` blocks in each of three stages: 6 blocks + 2 layers."""
+    """The residual network with `blocks` blocks in each stage; four stages have projections."""
     with _seeded(seed):
         layers: dict[str, nn.Module] = {"stem": _conv_block(in_channels, width, 1, batch_norm)}
         channels = width
-        for stage, out in enumerate([width, 2 * width, 4 * width], start=1):
+        for stage in range(1, stages + 1):
+            out = width * 2 ** (stage - 1)
             for number in range(1, blocks + 1):
                 stride = 2 if stage > 1 and number == 1 else 1
-                block = _ResidualBlock(channels, out, stride, batch_norm, skip)
+                block = _ResidualBlock(channels, out, stride, batch_norm, skip, stages > 3)
                 layers[f"block{stage}_{number}"] = block
                 channels = out
         model = _he_normal(layers | {"head": _head(channels, classes)})
     if skip and not batch_norm:
         for layer in model:
             if isinstance(layer, _ResidualBlock):
-                layer.conv2.weight.data.div_((3 * blocks) ** 0.5)
+                layer.conv2.weight.data.div_((stages * blocks) ** 0.5)
     return model
 
 
-def _conv_block(before: int, after: int, stride: int, batch_norm: bool) -> nn.Sequential:
+def _conv_block(
+    before: int, after: int, stride: int, batch_norm: bool, size: int = 3
+) -> nn.Sequential:
     layers = {
-        "conv": nn.Conv2d(before, after, 3, stride, padding=1, bias=not batch_norm),
+        "conv": nn.Conv2d(before, after, size, stride, padding=size // 2, bias=not batch_norm),
         "bn": nn.BatchNorm2d(after) if batch_norm else nn.Identity(),
         "relu": nn.ReLU(),
     }

@@ -22,6 +22,9 @@ SMALL = {
     "resnet20_plain": (partial(models.resnet20, 3, 3, 2, False, False), (3, 8, 8)),
     "resnet32": (partial(models.resnet32, 3, 3, width=2, batch_norm=False), (3, 8, 8)),
     "resnet56": (partial(models.resnet56, 3, 3, width=2, skip=False), (3, 9, 9)),
+    "resnet18": (partial(models.resnet18, 3, 3, width=2), (3, 8, 8)),
+    "resnet18_plain": (partial(models.resnet18, 3, 3, width=2, batch_norm=False), (3, 9, 9)),
+    "all_cnn": (partial(models.all_cnn, 3, 3, width=2), (3, 9, 9)),
     "vgg16": (partial(models.vgg16, 3, 3, width=2), (3, 32, 32)),
 }
 
@@ -51,11 +54,18 @@ def num_parameters(model):
         (models.resnet20, 269_722),
         (models.resnet32, 464_154),
         (models.resnet56, 853_018),
+        (models.resnet18, 11_173_962),
+        (models.all_cnn, 1_620_010),
         (models.vgg16, 14_724_042),
     ],
 )
 def test_parameter_counts_are_the_published_ones(model, published):
     assert num_parameters(model()) == published
+
+
+def test_the_slim_residual_network_has_the_weights_of_its_paper():
+    convolutions = [m for m in models.resnet18(width=16).modules() if isinstance(m, nn.Conv2d)]
+    assert sum(m.weight.numel() for m in convolutions) == 697_776  # published: 0.70 M
 
 
 def test_sizes_follow_the_arguments():
