@@ -197,14 +197,17 @@ def effect(
     values = np.asarray(values, float)
     if not np.isfinite(values).all():
         raise ValueError(f"{np.sum(~np.isfinite(values))} of {len(values)} seeds have no value")
-    mean, error = values.mean(), stats.sem(values) if len(values) > 1 else math.nan
-    half = stats.t.ppf(0.975, len(values) - 1) * error if len(values) > 1 else math.nan
-    if len(values) < 2 or np.ptp(values) == 0:
-        p = math.nan if len(values) < 2 or mean == 0 else 0.0
-    elif test == "t":
-        p = stats.ttest_1samp(values, 0, alternative=tail).pvalue
-    else:
-        p = stats.wilcoxon(values, alternative=tail).pvalue if values.any() else 1.0
+    mean, half, p = values.mean(), math.nan, math.nan
+    if len(values) > 1:
+        half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+        if not values.any():
+            p = 1.0
+        elif test == "wilcoxon":
+            p = stats.wilcoxon(values, alternative=tail).pvalue
+        elif np.ptp(values) == 0:
+            p = 0.0
+        else:
+            p = stats.ttest_1samp(values, 0, alternative=tail).pvalue
     return Effect(float(mean), float(mean - half), float(mean + half), float(p), len(values))
 
 

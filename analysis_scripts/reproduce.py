@@ -1,0 +1,168 @@
+"""Do the published effects show here? All studies, their figures, and an index of verdicts.
+
+`python analysis_scripts/reproduce.py --scale small` runs every study of this folder, writes the
+figures (PDF, and PNG for the index), `README.md`, which says for each figure what was claimed and
+what came, and `claims.csv`, a line for each claim. With `--first-seed 1 101` everything is done
+with two sets of seeds; the figures are those of the first. What is done is not done again.
+"""
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from shared import SCALES, Claim, interval, p_value
+
+STUDIES = (  # those that take longest first
+    "critical_periods",
+    "lottery_tickets",
+    "early_phase",
+    "warm_starts",
+    "mode_connectivity",
+    "training_heuristics",
+    "regularisation_in_time",
+)
+MARK = "<!-- What follows is written by analysis_scripts/reproduce.py. -->"
+Summary = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the studies side by side, then write the index."""
+    options = _parsed(argv)
+    jobs = [(study, first) for first in options.first_seed for study in options.only]
+    started = time.perf_counter()
+    with ThreadPoolExecutor(options.workers) as pool:
+        codes = list(pool.map(lambda job: run(job[0], job[1], options), jobs))
+    failed = [
+        f"{study}, seeds from {first}" for (study, first), code in zip(jobs, codes, strict=True)
+        if code
+    ]  # fmt: skip
+    known = [
+        json.loads(path.read_text())
+        for study in STUDIES
+        for first in options.first_seed
+        if (path := place(options, study, first) / "summary.json").exists()
+    ]
+    options.figures.mkdir(parents=True, exist_ok=True)
+    write_claims(known, options.figures / "claims.csv")
+    write_index(known, options.figures / "README.md")
+    print(f"{options.figures}/README.md, claims.csv: {time.perf_counter() - started:.0f} s")
+    if failed:
+        raise SystemExit(f"not finished: {'; '.join(failed)}. The same command goes on")
+
+
+def run(study: str, first: int, options: argparse.Namespace) -> int:
+    """Run one study as a command of its own; returns its exit code."""
+    script = Path(__file__).with_name(f"{study}.py")
+    command = [sys.executable, str(script), "--scale", options.scale, "--first-seed", str(first),
+               "--folder", str(options.folder), "--quiet"]  # fmt: skip
+    command += ["--data", options.data] if options.data else []
+    command += ["--force"] if options.force else []
+    command += ["--only", "figure"] if options.only_figures else []
+    command += ["--figures", str(options.figures)] if first == options.first_seed[0] else []
+    log = place(options, study, first).with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    threads = {"OMP_NUM_THREADS": "1"} if options.scale != "full" else {}
+    with log.open("w") as out:
+        code = subprocess.run(
+            command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | threads, check=False
+        ).returncode
+    seconds = time.perf_counter() - started
+    print(f"{study}, seeds from {first}: {'failed, ' if code else ''}{seconds:.0f} s", flush=True)
+    if code:
+        print("".join(f"    {line}\n" for line in log.read_text().splitlines()[-8:]), flush=True)
+    return code
+
+
+def place(options: argparse.Namespace, study: str, first: int) -> Path:
+    """The folder in which a study keeps its runs, results and summary."""
+    return options.folder / options.scale / f"{study}-seeds-{first}"
+
+
+def write_claims(summaries: Sequence[Summary], path: Path) -> None:
+    """One line for each claim of each study and set of seeds."""
+    with path.open("w", newline="") as file:
+        names = ["study", "scale", "first_seed", *Claim.__dataclass_fields__, "command"]
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        for one in summaries:
+            common = {name: one[name] for name in ("study", "scale", "first_seed", "command")}
+            writer.writerows(common | claim for claim in one["claims"])
+
+
+def write_index(summaries: Sequence[Summary], path: Path) -> None:
+    """The index of figures; what stands above its mark is kept."""
+    above = path.read_text().split(MARK)[0] if path.exists() else "# Figures\n\n"
+    text = [above.rstrip(), "", MARK, ""]
+    for study in dict.fromkeys(one["study"] for one in summaries):
+        sets = [one for one in summaries if one["study"] == study]
+        text += _of_study(sets)
+    path.write_text("\n".join(text).rstrip() + "\n")
+
+
+def _of_study(sets: Sequence[Summary]) -> list[str]:
+    first = sets[0]
+    seconds = " and ".join(f"{one['seconds']:.0f}" for one in sets)
+    text = [f"## {first['title']}", "", f"`{first['command']}` ({seconds} s)", ""]
+    for name, caption in first["figures"].items():
+        text += [f"![{name}]({name}.png)", "", f"[{name}.pdf]({name}.pdf): {caption}", ""]
+        claims = [one for one in first["claims"] if one["figure"] == name]
+        if claims:
+            seeds = [f"seeds from {one['first_seed']}" for one in sets]
+            text.append(f"| | claim | measured | criterion | {' | '.join(seeds)} |")
+            text.append("|---" * (4 + len(sets)) + "|")
+            text += [_row(claim, sets) for claim in claims]
+            text.append("")
+    return text
+
+
+def _row(claim: dict[str, Any], sets: Sequence[Summary]) -> str:
+    """A claim with its verdict for each set of seeds."""
+    key = (claim["criterion"], claim["quantity"])
+    cells = []
+    for one in sets:
+        same = [Claim(**own) for own in one["claims"] if (own["criterion"], own["quantity"]) == key]
+        cells.append(_verdict(same[0]) if same else "")
+    told = [claim[name] for name in ("criterion", "claim", "quantity", "condition")]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in (*told, *cells)) + " |"
+
+
+def _verdict(claim: Claim) -> str:
+    p = f", p {p_value(claim.p)}" if p_value(claim.p) else ""
+    num = f", {claim.num_seeds} seeds" if claim.num_seeds else ""
+    return f"**{claim.verdict}**: {interval(claim)}{p}{num}"
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    add = parser.add_argument
+    add("--scale", choices=SCALES, default="small", help="as for each study")
+    add("--first-seed", type=int, nargs="+", default=[1], help="of each set of seeds")
+    add("--only", nargs="+", choices=STUDIES, default=list(STUDIES), help="studies")
+    add("--only-figures", action="store_true", help="draw and judge from the results that exist")
+    add("--folder", type=Path, default=Path("studies"), help="of runs and results")
+    add("--figures", type=Path, help="of figures and index (default: figures; tiny: in --folder)")
+    add("--data", default="", help="of the full scale: cifar10:FOLDER, or synthetic:...")
+    add("--workers", type=int, help="studies at a time (default: one for each core; full: 1)")
+    add("--force", action="store_true", help="run the full scale without a GPU")
+    options = parser.parse_args(argv)
+    if options.workers is None:
+        options.workers = 1 if options.scale == "full" else os.cpu_count() or 1
+    if options.workers < 1:
+        parser.error("--workers must be at least 1")
+    if options.figures is None:
+        trial = options.folder / "figures"
+        options.figures = trial if options.scale == "tiny" else Path("figures")
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""What the studies share, the index of all of them, and each of them in a few seconds."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from numpy.testing import assert_allclose
+from scipy import stats
+
+import reproduce
+import shared
+from landscape import datasets, models, results
+from landscape.experiments import Run
+from shared import Drawn, Settings, band, bars, digits, effect, judged, panels, run_study
+
+SCRIPTS = Path(shared.__file__).parent
+
+
+def test_an_effect_is_a_paired_t_test_with_its_interval():
+    values = np.array([-1.0, -2.0, -0.5, -1.5])
+    found = effect(values)
+    reference = stats.ttest_1samp(values, 0)
+    assert_allclose([found.mean, found.p, found.num], [-1.25, reference.pvalue, 4])
+    assert_allclose([found.low, found.high], reference.confidence_interval(0.95))
+    assert effect(values, tail="less").p == pytest.approx(found.p / 2)
+    assert effect(values, test="wilcoxon").p == pytest.approx(2 / 2**4)
+    assert effect([0.0, 0.0, 0.0], test="wilcoxon").p == 1.0
+
+
+def test_an_effect_without_spread_is_certain_unless_it_is_nothing():
+    assert effect([2.0, 2.0]).p == 0.0
+    assert math.isnan(effect([0.0, 0.0]).p)
+    with pytest.raises(ValueError, match="1 of 2 seeds have no value"):
+        effect([1.0, math.nan])
+
+
+@pytest.mark.parametrize(
+    ("given", "condition", "verdict"),
+    [
+        ({"at_most": -1.0, "p_below": 0.05}, "<= -1, p < 0.05", "shows"),
+        ({"at_most": -2.0}, "<= -2", "does not show"),
+        ({"at_most": -1.0, "p_below": 1e-9}, "<= -1, p < 1e-09", "does not show"),
+        ({"within": 2.0, "expected": "null"}, "within 2 of 0", "null, as expected"),
+        ({"within": 0.5, "expected": "null"}, "within 0.5 of 0", "not null"),
+        ({"at_least": -9, "also": {"ordered": False}}, ">= -9, ordered", "does not show"),
+        ({"expected": "report"}, "", "reported"),
+    ],
+)
+def test_a_verdict_is_that_of_its_condition(given, condition, verdict):
+    found = judged("X1", "figure", "blur hurts", "points", effect([-1.2, -1.3, -1.1]), **given)
+    assert (found.condition, found.verdict) == (condition, verdict)
+    assert found.num_seeds == 3
+
+
+def test_a_claim_without_condition_is_refused():
+    with pytest.raises(ValueError, match="X1: a claim needs a condition"):
+        judged("X1", "figure", "blur hurts", "points", 1.0)
+
+
+def test_digits_of_a_seed_are_split_once():
+    train, test = digits(3)
+    assert (train.num_examples, test.num_examples) == (900, 897)
+    fewer, same_test = digits(3, 300)
+    assert torch.equal(fewer.inputs, train.inputs[:300])
+    assert torch.equal(same_test.inputs, test.inputs)
+    together = torch.cat([train.inputs, test.inputs])
+    parts = [datasets.load(split=split) for split in ("train", "test")]
+    all_of_them = torch.cat([parts[0].transform(one.inputs) for one in parts])
+    assert_allclose(together.sum((0, 1)), all_of_them.sum((0, 1)), rtol=1e-4)
+    noisy, _ = digits(3, noise=0.7)
+    assert float((noisy.inputs - train.inputs).std()) == pytest.approx(0.7, rel=0.02)
+    assert torch.equal(noisy.targets, train.targets)
+
+
+def test_a_result_is_kept_until_the_seeds_are_others(tmp_path):
+    made = []
+
+    def compute():
+        made.append(1)
+        return results.dataset({"x": ("seed", [1.0])}, {"seed": [1]}, analysis="x", title="x")
+
+    settings = Settings("study", root=tmp_path)
+    for _ in range(2):
+        assert settings.kept("x", compute)["x"].values == [1.0]
+    assert len(made) == 1
+    Settings("study", root=tmp_path, num_seeds=4).kept("x", compute)
+    assert len(made) == 2
+
+
+def test_settings_choose_seeds_and_scales():
+    assert Settings("study", first_seed=101).seeds(3) == range(101, 104)
+    assert Settings("study", scale="tiny").seeds(12) == range(1, 3)
+    assert Settings("study", num_seeds=5).seeds(12) == range(1, 6)
+    assert Settings("study", scale="full").choose(tiny=1, small=2, full=3) == 3
+
+
+def test_the_full_scale_says_where_its_images_come_from(tmp_path):
+    with pytest.raises(ValueError, match="Download cifar-10-python"):
+        Settings("study", scale="full").images()
+    with pytest.raises(ValueError, match=r"(?s)no such folder.*--data cifar10:FOLDER"):
+        Settings("study", scale="full", data=f"cifar10:{tmp_path / 'none'}").images()
+    train, test = Settings("study", scale="full", data="synthetic:num_examples=50").images()
+    assert (train.num_examples, len(test.inputs[0])) == (50, 3)
+
+
+def test_the_full_scale_is_refused_without_a_gpu(tmp_path):
+    train, _ = digits(0, 100)
+    run = Run(name="run", make_model=models.mlp, data=train, epochs=1, batch_size=50)
+    settings = Settings("study", scale="full", root=tmp_path, device="cpu")
+    with pytest.raises(ValueError, match=r"study at full scale trains for 8,400 epochs.*--force"):
+        settings.check_time(run, 8400)
+    Settings("study", scale="full", device="cpu", force=True).check_time(run, 8400)
+    Settings("study", device="cpu").check_time(run, 8400)
+
+
+def test_a_band_is_a_t_interval_over_seeds():
+    values = np.array([[1.0, 2.0], [3.0, 5.0], [2.0, 2.0]])
+    fig, axes = panels(2)
+    band(axes[0, 0], [0, 1], values, "arm")
+    (line,) = axes[0, 0].get_lines()
+    assert_allclose(line.get_ydata(), values.mean(0))
+    low, high = stats.t.interval(0.95, 2, values.mean(0), stats.sem(values))
+    edges = axes[0, 0].collections[0].get_paths()[0].vertices
+    assert_allclose([edges[:, 1].min(), edges[:, 1].max()], [low.min(), high.max()])
+    bars(axes[0, 1], {"a": values[:, 0], "b": values[:, 1]})
+    assert [tick.get_text() for tick in axes[0, 1].get_xticklabels()] == ["a", "b"]
+
+
+# A study of its own --------------------------------------------------------------------------------
+
+
+def measure(settings):
+    def compute():
+        seeds = list(settings.seeds(3))
+        return results.dataset(
+            {"x": ("seed", np.array(seeds, float))}, {"seed": seeds}, analysis="x", title="x"
+        )
+
+    return {"numbers": settings.kept("numbers", compute)}
+
+
+def draw(found):
+    fig, axes = panels(1)
+    band(axes[0, 0], [0], found["numbers"]["x"].values[:, None])
+    return {"study_numbers": Drawn(fig, "Numbers.")}
+
+
+def judge(found):
+    return [judged("X1", "study_numbers", "they are high | low", "x", effect(found["numbers"]["x"]),
+                   at_least=1.5)]  # fmt: skip
+
+
+def test_a_study_measures_draws_and_judges(tmp_path, capsys):
+    run_study(measure, draw, judge, argv=["--folder", str(tmp_path), "--first-seed", "7"])
+    folder = tmp_path / "small" / "test_studies-seeds-7"
+    assert {path.name for path in folder.iterdir()} == {
+        "numbers.h5", "study_numbers.pdf", "study_numbers.png", "summary.json",
+    }  # fmt: skip
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["claims"][0]["mean"] == 8.0
+    assert summary["claims"][0]["verdict"] == "shows"
+    assert summary["command"].endswith("test_studies.py --scale small --first-seed 7")
+    assert "shows" in capsys.readouterr().out
+    xr.load_dataset(folder / "numbers.h5", engine="h5netcdf")
+    before = (folder / "study_numbers.pdf").read_bytes()
+    (folder / "study_numbers.pdf").unlink()
+    again = ["--folder", str(tmp_path), "--first-seed", "7", "--only", "figure"]
+    run_study(None or measure, draw, judge, argv=again)
+    assert (folder / "study_numbers.pdf").read_bytes() == before
+
+
+def test_a_figure_needs_results(tmp_path):
+    with pytest.raises(SystemExit, match=r"holds no results; call without --only figure"):
+        run_study(measure, draw, judge, argv=["--folder", str(tmp_path), "--only", "figure"])
+
+
+def test_one_seed_has_no_error_bar(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run_study(measure, draw, judge, argv=["--folder", str(tmp_path), "--seeds", "1"])
+    assert "must be at least 2" in capsys.readouterr().err
+
+
+# The index ----------------------------------------------------------------------------------------
+
+
+def test_the_index_has_each_claim_and_keeps_what_is_above(tmp_path):
+    summaries = []
+    for first in (1, 101):
+        run_study(
+            measure, draw, judge, argv=["--folder", str(tmp_path), "--first-seed", str(first)]
+        )
+        path = tmp_path / "small" / f"test_studies-seeds-{first}" / "summary.json"
+        summaries.append(json.loads(path.read_text()))
+    index = tmp_path / "README.md"
+    index.write_text("# Figures\n\nBy hand.\n")
+    for _ in range(2):
+        reproduce.write_index(summaries, index)
+    text = index.read_text()
+    assert text.startswith("# Figures\n\nBy hand.\n\n" + reproduce.MARK)
+    assert text.count("![study_numbers](study_numbers.png)") == 1
+    row = next(line for line in text.splitlines() if line.startswith("| X1"))
+    assert r"they are high \| low" in row
+    assert "**shows**: 2 [-0.484, 4.48], p 0.07, 3 seeds" in row
+    assert "**shows**: 102 [99.5, 104]" in row
+    reproduce.write_claims(summaries, tmp_path / "claims.csv")
+    with (tmp_path / "claims.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["first_seed"], row["mean"]) for row in rows] == [("1", "2.0"), ("101", "102.0")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", reproduce.STUDIES)
+def test_each_study_runs_from_end_to_end(tmp_path, study):
+    command = [sys.executable, "-W", "error::RuntimeWarning", str(SCRIPTS / f"{study}.py"), "--scale", "tiny",
+               "--folder", str(tmp_path), "--quiet"]  # fmt: skip
+    first = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stderr[-2000:]
+    folder = tmp_path / "tiny" / f"{study}-seeds-1"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["claims"]
+    assert {one["figure"] for one in summary["claims"]} <= set(summary["figures"])
+    for name in summary["figures"]:
+        assert (folder / f"{name}.pdf").stat().st_size > 5000
+    again = subprocess.run(
+        [*command, "--only", "figure"], capture_output=True, text=True, check=False
+    )
+    assert again.stdout == first.stdout
