@@ -1,6 +1,7 @@
 """Masks count what they should, chains rewind to where they say, and zeros stay zero."""
 
 import json
+from collections import OrderedDict
 from dataclasses import replace
 from functools import partial
 
@@ -10,11 +11,13 @@ import torch
 from numpy.testing import assert_allclose
 from torch import nn
 
-from landscape import checkpoints, models, results
+from landscape import Task, checkpoints, instability, models, results
+from landscape.analyses.instability import Child
 from landscape.checkpoints import load_state
 from landscape.datasets import Batches
 from landscape.experiments import At, Run, RunError, Seeds, train
 from landscape.experiments.branches import children, last_checkpoint
+from landscape.experiments.comparisons import num_parameters
 from landscape.experiments.masks import (
     MASK,
     cost,
@@ -36,11 +39,13 @@ from landscape.experiments.pruning import (
     reinitialised,
     rewinding_point,
     rewound,
+    smaller_dense,
     sparsity_curve,
     started_from,
     train_masked,
 )
-from landscape.experiments.schedules import Step
+from landscape.experiments.schedules import Step, Warmup
+from landscape.task import wrong
 from tests.cases import CASES
 
 MLP = partial(models.mlp, 16, (12, 9), 3)
@@ -331,17 +336,113 @@ def test_zeros_stay_zero_at_every_step_and_so_do_their_moments(optimiser, tmp_pa
     assert not any(watch.seen)
 
 
-def test_the_line_between_two_subnetworks_keeps_their_mask(chained):
-    """Stability to data order: copies of a level that see the data in another order."""
+@pytest.fixture(scope="module")
+def copied(chained):
+    """Two copies of each of two levels, which see the data in other orders."""
     _, _, folder, found = chained
-    level = found["seed-1/k=2"][3]
-    copies = children(level.run, 2, folder, seeds=(5, 6), optimiser="reset")
-    a, b = (last_checkpoint(end).load() for end in train(copies, folder, **QUIET))
-    for name, alive in level.mask.items():
-        assert not (a[name] + b[name])[~alive].any()
-    distance, angle = stability(a, b, level.mask)
-    assert distance > 0
-    assert angle > 0
+    levels = [found[f"seed-1/k={step}"][3] for step in (0, 2)]
+    copies = [
+        children(level.run, step, folder, seeds=(5, 6), optimiser="reset")
+        for level, step in zip(levels, (0, 2), strict=True)
+    ]
+    ends = train([one for pair in copies for one in pair], folder, **QUIET)
+    states = [last_checkpoint(end).load() for end in ends]
+    return levels, copies, [states[:2], states[2:]]
+
+
+def test_stability_to_data_order_is_that_of_the_survivors(copied, chained, tmp_path):
+    """Row 73: a twin by hand; a copy that sees the data in the order of the level repeats it."""
+    folder = chained[2]
+    for level, (a, b) in zip(copied[0], copied[2], strict=True):
+        x, y = (
+            np.concatenate([s[n].double().numpy()[level.mask[n]] for n in level.mask])
+            for s in (a, b)
+        )
+        angle = np.degrees(np.arccos(x @ y / np.linalg.norm(x) / np.linalg.norm(y)))
+        assert_allclose(stability(a, b, level.mask), (np.linalg.norm(x - y), angle), rtol=1e-7)
+        assert stability(a, b, level.mask)[0] > 0.01
+        own = level.run.seeds.order
+        twin = children(level.run, level.run.first_step, folder, seeds=(own,), optimiser="reset")
+        end = train(twin, tmp_path, stack=1, **QUIET)[0]
+        apart, _ = stability(last_checkpoint(end), last_checkpoint(level.end), level.mask)
+        assert apart < 1e-5
+
+
+class Telling(nn.Sequential):
+    """A network that also gives the largest magnitude of its pruned weights."""
+
+    mask: dict
+
+    def forward(self, inputs):
+        outputs = super().forward(inputs)
+        weights = dict(self.named_parameters())
+        gone = [weights[name][~alive].abs().max() for name, alive in self.mask.items()]
+        return torch.cat([outputs, torch.stack(gone).max().expand(len(inputs), 1)], 1)
+
+
+def test_the_line_between_two_subnetworks_keeps_their_mask(copied):
+    """Row 74: the instability of subnetworks, with masks kept on the path, and a twin by hand."""
+    levels, copies, states = copied
+    model = Telling(OrderedDict(MLP(seed=0).named_children()))
+    t, test = np.linspace(0, 1, 5), data(30, seed=1)
+    for level, runs, (a, b) in zip(levels, copies, states, strict=True):
+        model.mask = dict(level.mask)
+        task = Task(
+            "test",
+            model,
+            lambda outputs, targets: nn.functional.cross_entropy(
+                outputs[:, :-1], targets, reduction="none"
+            ),
+            test,
+            {
+                "error": lambda outputs, targets: wrong(outputs[:, :-1], targets),
+                "pruned": lambda outputs, targets: outputs[:, -1],
+            },
+        )
+        step = level.run.first_step
+        own = [
+            Child(step, "seed-1", run.name, state) for run, state in zip(runs, (a, b), strict=True)
+        ]
+        found = instability(task, own, points=t, device="cpu", dtype=torch.float64)
+        assert not found["pruned"].values.any()
+        errors = [1 - accuracy_between(a, b, level.mask, share, test) for share in t]
+        assert_allclose(found["error"].values[0], errors, atol=1e-12)
+        height = max(errors) - (errors[0] + errors[-1]) / 2
+        assert_allclose(found["error_instability"], [max(height, 0)], atol=1e-12)
+        assert found["branch_step"].values.tolist() == [step]
+
+
+def accuracy_between(a, b, mask, share, test):
+    """The accuracy of the masked mixture of two states, in float64."""
+    model = MLP(seed=0).double()
+    mixed = {n: (1 - share) * a[n].double() + share * b[n].double() for n in a}
+    model.load_state_dict({n: one * mask[n] if n in mask else one for n, one in mixed.items()})
+    found = model(test.inputs.double()).argmax(1)
+    return float((found == test.targets).double().mean())
+
+
+def test_a_warm_up_is_a_schedule_whose_clock_rewinds_to_k(tmp_path):
+    """Row 71: rewound to step 2 of 4 of its warm-up, a network goes on with its second half.
+
+    With all weights alive it trains to the weights of the dense run, and so at the same rates.
+    """
+    lr = Warmup(Step(0.1, (5,), unit="steps"), 4)
+    one = run(lr=lr, momentum=0.0)
+    done = iterative_pruning(one, Chain(step=2), tmp_path, levels=2, **QUIET)["a/k=2"]
+    for level in done[1:]:
+        own = level.run
+        rates = [own.lr(own.lr_clock(step)) for step in (2, 3, 4, 5)]
+        assert_allclose(rates, [0.1 * 3 / 4, 0.1, 0.1, 0.01], rtol=1e-12)
+        record = results.load(tmp_path / own.name / "record.h5")
+        assert_allclose(record["lr"], [0.1 * 3 / 4, 0.01])
+    point, full = rewinding_point(tmp_path / "a/level-00", 2), full_mask(one.build())
+    again = rewound(replace(one, name="alive"), full, point, 2)
+    anew = rewound(replace(one, name="anew"), full, point, 0)
+    ends = train_masked([again, anew], tmp_path, **QUIET)
+    dense, same, other = (last_checkpoint(end).load() for end in (done[0].end, *ends))
+    for name, tensor in dense.items():
+        assert_allclose(same[name], tensor, atol=1e-6)
+    assert not torch.allclose(other["fc1.weight"], dense["fc1.weight"], atol=1e-3)
 
 
 def test_one_level_is_one_shot_pruning(chained, tmp_path):
@@ -477,6 +578,32 @@ def test_controls_change_one_thing(chained):
         assert not begun[name][~alive].any()
         assert not (begun[name] == initial[name])[alive].any()
     assert equal(load_mask(ends[1].folder), random.masks)
+
+
+def test_a_smaller_dense_network_has_as_many_parameters_as_the_mask_leaves(chained, tmp_path):
+    """Each level against the sizes of all networks, counted by hand."""
+    _, _, _, found = chained
+    widths = range(1, 13)
+    sizes = np.array([16 * n + n + n * n + n + 3 * n + 3 for n in widths])
+    base = replace(found["seed-2/k=2"][0].run, make_model=partial(models.mlp, 16, classes=3))
+    for level in found["seed-2/k=2"][1:]:
+        one = replace(level.run, make_model=partial(models.mlp, 16, hidden=(12, 9), classes=3))
+        left = count(level.mask) + 12 + 9 + 9 * 3 + 3
+        small = smaller_dense(one, hidden=[(n, n) for n in widths])
+        assert num_parameters(small) == sizes[np.abs(sizes - left).argmin()]
+        assert small.name == f"seed-2/k=2/smaller/level-{level.number:02d}"
+        assert (small.seeds, small.first_step, small.masks) == (one.seeds, 0, {})
+        assert num_parameters(one) == 16 * 12 + 12 + 12 * 9 + 9 + 9 * 3 + 3
+    (end,) = train(small, tmp_path, **QUIET)
+    assert sparsity_curve([small], tmp_path)["density"].values.tolist() == [1]
+    assert end.step == 6
+    says = (
+        rf"level-03', which has {left} parameters left: .* the hidden given, the nearest has 1063"
+    )
+    with pytest.raises(ValueError, match=says):
+        smaller_dense(one, hidden=[(20, 30)])
+    with pytest.raises(ValueError, match="has no masks"):
+        smaller_dense(base, hidden=[(1, 1)])
 
 
 def test_random_masks_of_other_seeds_are_other_masks(chained):

@@ -7,7 +7,7 @@ level before, by a mask, and trains what is left again, from step k.
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -18,6 +18,7 @@ import xarray as xr
 from landscape import results
 from landscape.checkpoints import Checkpoint, CheckpointError, checkpoints
 from landscape.experiments.branches import checkpoint_at, fresh_seed, last_checkpoint
+from landscape.experiments.comparisons import ablations, num_parameters
 from landscape.experiments.masks import (
     MASK,
     Mask,
@@ -231,6 +232,32 @@ def randomly_pruned(run: Run, *, within: Within = "layer", number: int = 1) -> R
     seed = fresh_seed(run.seeds.noise, number)
     mask = shuffled_mask(run.masks, within=within, seed=seed)
     return replace(run, name=_beside(run, f"random-{within}-{number}"), masks=mask)
+
+
+def smaller_dense(run: Run, *, tolerance: float = 0.1, **flags: Iterable[Any]) -> Run:
+    """A dense network with as many parameters as a level has left: `chain/smaller/level-03`.
+
+    Of the networks that `make_model` makes with each combination of the flags (as in `ablations`),
+    such as `hidden=[(n, n) for n in range(1, 129)]` or `width=range(1, 17)`, the one whose number
+    of parameters is nearest to that of the level's which are not pruned. It trains all steps from
+    initial weights of its own; data, seeds and learning rates are those of the level.
+
+    Raises `ValueError` for a run without masks, or if no number is within a share `tolerance` of
+    the one wanted; and as `ablations`.
+    """
+    if not run.masks:
+        raise ValueError(f"run {run.name!r} has no masks; give the run of a level above 0")
+    wanted = num_parameters(run) - sum(int((~one).sum()) for one in run.masks.values())
+    whole = replace(run, masks={}, start=None)
+    sizes = {one: num_parameters(one) for one in ablations(whole, **flags)}
+    nearest = min(sizes, key=lambda one: abs(sizes[one] - wanted))
+    if abs(sizes[nearest] - wanted) > tolerance * wanted:
+        raise ValueError(
+            f"no network is about as small as {run.name!r}, which has {wanted} parameters left: of "
+            f"those with the {' and '.join(flags)} given, the nearest has {sizes[nearest]}. Give "
+            f"more choices, or a tolerance above {tolerance:g}"
+        )
+    return replace(nearest, name=_beside(run, "smaller"))
 
 
 # What came of it ----------------------------------------------------------------------------------
