@@ -3,9 +3,6 @@
 import csv
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +12,9 @@ from numpy.testing import assert_allclose
 from scipy import stats
 
 import reproduce
-import shared
 from landscape import datasets, models, results
 from landscape.experiments import Run
 from shared import Drawn, Settings, band, bars, digits, effect, judged, panels, run_study
-
-SCRIPTS = Path(shared.__file__).parent
 
 
 def test_an_effect_is_a_paired_t_test_with_its_interval():
@@ -217,18 +211,24 @@ def test_the_index_has_each_claim_and_keeps_what_is_above(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("study", reproduce.STUDIES)
-def test_each_study_runs_from_end_to_end(tmp_path, study):
-    command = [sys.executable, str(SCRIPTS / f"{study}.py"), "--scale", "tiny", "--quiet"]
-    command += ["--folder", str(tmp_path)]
-    first = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert first.returncode == 0, first.stderr[-2000:]
-    folder = tmp_path / "tiny" / f"{study}-seeds-1"
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["claims"]
-    assert {one["figure"] for one in summary["claims"]} <= set(summary["figures"])
-    for name in summary["figures"]:
-        assert (folder / f"{name}.pdf").stat().st_size > 5000
-    command += ["--only", "figure"]
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert again.stdout == first.stdout
+def test_all_studies_run_from_end_to_end_and_again_from_their_results(tmp_path):
+    command = ["--scale", "tiny", "--folder", str(tmp_path)]
+    reproduce.main(command)
+    claims = (tmp_path / "figures" / "claims.csv").read_text()
+    for study in reproduce.STUDIES:
+        folder = tmp_path / "tiny" / f"{study}-seeds-1"
+        summary = json.loads((folder / "summary.json").read_text())
+        assert {one["figure"] for one in summary["claims"]} <= set(summary["figures"])
+        assert f"{study},tiny,1," in claims
+        for name in summary["figures"]:
+            for ending in (".pdf", ".png"):
+                assert (tmp_path / "figures" / f"{name}{ending}").stat().st_size > 5000
+    reproduce.main([*command, "--only-figures"])
+    assert (tmp_path / "figures" / "claims.csv").read_text() == claims
+
+
+def test_a_study_that_fails_is_named_and_its_words_are_shown(tmp_path, capsys):
+    command = ["--scale", "full", "--folder", str(tmp_path), "--figures", str(tmp_path)]
+    with pytest.raises(SystemExit, match="not finished: warm_starts, seeds from 1. The same"):
+        reproduce.main([*command, "--only", "warm_starts"])
+    assert "Download cifar-10-python" in capsys.readouterr().out
