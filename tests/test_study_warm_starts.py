@@ -231,16 +231,14 @@ def test_at_full_scale_the_gap_is_gated_and_the_rest_is_told():
     assert ("A.6", "does not show") in {(one.criterion, one.verdict) for one in judge(few)}
 
 
-def test_many_networks_stand_beside_each_other():
-    found = made_up(scale="full")
-    names = ["a", "b", "c"]
-    one = xr.concat([found["shares"].isel(setting=0)] * 3, "setting").assign_coords(
-        setting=names, network=("setting", names)
-    )
+def test_networks_stand_beside_each_other():
+    found = made_up(scale="full")["shares"]
+    found["epochs"].loc[{"arm": "warm", "setting": "ResNet-18, SGD, 0.5"}] = 0.25
     with plots.paper_style():
-        fig, axes = warm_starts.panels(1)
-        warm_starts.draw_gaps(one, axes[0, 0])
-    assert [label.get_text() for label in axes[0, 0].get_xticklabels()] == names
-    heights = [bar.lines[0].get_ydata()[0] for bar in axes[0, 0].containers]
-    assert_allclose(heights, 3.0, atol=0.02)
-    assert fig.axes == [axes[0, 0]]
+        _, axes = warm_starts.panels(2)
+        warm_starts.draw_networks(found, *axes[0])
+    names = [label.get_text() for label in axes[0, 0].get_yticklabels()]
+    assert names == ["ResNet-18, SGD", "logistic regression"]
+    gaps, ratios = (ax.containers[0].lines[0].get_xdata(orig=False) for ax in axes[0])
+    assert_allclose(gaps, [3.0, 0.1], atol=0.02)
+    assert_allclose(ratios, [0.25, 1.0])
