@@ -512,23 +512,22 @@ def on_norms(found: Results) -> list[Claim]:
 
 def on_fisher(decay: xr.Dataset, fisher: xr.Dataset) -> list[Claim]:
     """What the Fisher information says about generalisation."""
-    final, peak = final_and_peak(fisher)
-    ratio = np.log10(arm(fisher.assign(final=final), 0, 8)["final"])
-    ratio = ratio - np.log10(arm(fisher.assign(final=final), 0, 0)["final"])
+    moments = traces_at(fisher)
     accuracy = decay["test_accuracy"].sel(arm=fisher["arm"])
-    text = "which networks generalise better"
+    ratio = relative(fisher, moments["at the end"]).isel(arm=place(fisher, 0, 8))
+    claim = "what the trace says about which network generalises better"
     return [
         told(
             "C, Fisher", FISHER, "networks with weight decay end with more Fisher information",
-            "log10 of the final trace, always - never", ratio,
+            "log10 of the trace at the end, always / never", ratio,
         ),
-        told(
-            "C, Fisher", FISHER, f"the final trace does not tell {text}",
-            "rank correlation of final trace and accuracy over arms", correlations(final, accuracy),
-        ),
-        told(
-            "C, Fisher", FISHER, f"the early peak of the trace tells {text}",
-            "rank correlation of early peak and accuracy over arms", correlations(peak, accuracy),
+        *(
+            told(
+                "C, Fisher", FISHER, claim,
+                f"rank correlation over arms of accuracy and trace {when}",
+                correlations(trace, accuracy),
+            )
+            for when, trace in moments.items()
         ),
     ]  # fmt: skip
 
@@ -548,11 +547,16 @@ def told(
 # Numbers ------------------------------------------------------------------------------------------
 
 
-def arm(found: xr.Dataset, start: int, stop: int) -> xr.Dataset:
-    """The arm that has the regulariser on between two eighths of training; never is 0, 0."""
+def place(found: xr.Dataset, start: int, stop: int) -> int:
+    """Where the arm is that is on between two eighths of training; never is 0, 0."""
     eighth = found.attrs["epochs"] // 8
     own = (found["start"] == start * eighth) & (found["stop"] == stop * eighth)
-    return found.isel(arm=int(np.flatnonzero(own.values)[0]))
+    return int(np.flatnonzero(own.values)[0])
+
+
+def arm(found: xr.Dataset, start: int, stop: int) -> xr.Dataset:
+    """The arm that has the regulariser on between two eighths of training; never is 0, 0."""
+    return found.isel(arm=place(found, start, stop))
 
 
 def gain(found: xr.Dataset, start: int, stop: int) -> np.ndarray:
@@ -593,15 +597,25 @@ def slopes(onsets: np.ndarray, gains: np.ndarray) -> np.ndarray:
     return gains @ centred / (centred @ centred)
 
 
-def final_and_peak(fisher: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
-    """The trace at the end, and its highest value in the first quarter of training, after epoch 0.
+def traces_at(fisher: xr.Dataset) -> dict[str, xr.DataArray]:
+    """Traces (arm, seed) at the end, at their highest in the first quarter, and after it.
 
-    At the initial weights all arms have the same trace.
+    The highest leaves out the initial weights, which are the same in all arms.
     """
-    quarter = fisher.attrs["epochs"] / 4
+    total, quarter = fisher["total"], fisher.attrs["epochs"] / 4
     early = (fisher["epoch"] > 0) & (fisher["epoch"] <= quarter)
-    total = fisher["total"]
-    return total.isel(epoch=-1), total.isel(epoch=np.flatnonzero(early)).max("epoch")
+    return {
+        "at the end": total.isel(epoch=-1),
+        "at the early peak": total.isel(epoch=np.flatnonzero(early)).max("epoch"),
+        "after a quarter of training": total.sel(epoch=quarter),
+    }
+
+
+def relative(fisher: xr.Dataset, traces: xr.DataArray) -> xr.DataArray:
+    """The log10 of traces (arm, seed) over that of never, of the same seed."""
+    ratio = traces / traces.isel(arm=place(fisher, 0, 0))
+    logs: xr.DataArray = xr.apply_ufunc(np.log10, ratio)
+    return logs
 
 
 def correlations(traces: xr.DataArray, accuracy: xr.DataArray) -> np.ndarray:
@@ -675,59 +689,60 @@ def sensitivity(found: Results) -> Drawn:
     for rate, style in zip(rates, ({"color": "C6"}, {"color": "C4", "ls": "--"}), strict=False):
         onsets, gains = windows(found[f"decay_{rate}"])
         band(left, onsets, gains, RATES[rate], marker="o", **style)
+    low, high = left.get_ylim()
+    left.set_ylim(low, high + 0.5 * (high - low))  # room for the legend
     width = found["decay_annealed"].attrs["epochs"] * WIDTH // 8
     left.set(xlabel="onset (epochs)", ylabel="gain over never (points)")
     left.set_title(f"{width} epochs of weight decay")
-    left.legend(loc="best")
+    left.legend(loc="upper right")
     epoch_ticks(left, found["decay_annealed"])
     for ax, rate in zip(others, rates, strict=True):
         decay = found[f"decay_{rate}"]
+        if ax is not others[0]:
+            ax.sharey(others[0])
         for number, (when, label) in enumerate(ARMS.items()):
             norm = arm(decay, *when)["weight_norm"].transpose("seed", "epoch")
             band(ax, decay["epoch"], norm, label, color=f"C{number}")
         ax.set(xlabel="epoch", title=RATES[rate])
         epoch_ticks(ax, decay)
-        ax.sharey(others[0])
     others[0].set_ylabel("norm of the weights")
     handles, labels = others[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside upper center", ncols=4)
     return Drawn(
         fig,
         f"Left: what {width} epochs of weight decay from an onset on gain over none. Others: the "
-        "norm of the weights; where weight decay is removed after half of training, they grow "
-        f"again. {bands(found)}",
+        f"norm of the weights with weight decay at four times. {bands(found)}",
     )
 
 
 def information(decay: xr.Dataset, fisher: xr.Dataset) -> Drawn:
-    """The trace through training, and accuracy against its end and its early peak."""
-    fig, axes = panels(3, height=2.1)
-    left, *others = axes[0]
+    """The trace through training, and accuracy against it at three moments."""
+    fig, axes = panels(2, 2)
+    first, *others = axes.flat
     for number, (when, label) in enumerate(ARMS.items()):
         trace = np.log10(arm(fisher, *when)["total"].transpose("seed", "epoch"))
-        band(left, fisher["epoch"], trace, label, color=f"C{number}", marker="o")
-    left.set(xlabel="epoch", ylabel=r"$\log_{10}$ Fisher trace")
-    left.set_title("through training")
-    epoch_ticks(left, fisher)
-    final, peak = final_and_peak(fisher)
+        band(first, fisher["epoch"], trace, label, color=f"C{number}", marker="o")
+    first.set(xlabel="epoch", ylabel=r"$\log_{10}$ Fisher trace", title="through training")
+    epoch_ticks(first, fisher)
     accuracy = decay["test_accuracy"].sel(arm=fisher["arm"])
     gains = points(accuracy - arm(decay, 0, 0)["test_accuracy"])
     texts = []
-    for ax, traces, title in zip(others, (final, peak), ("at the end", "early peak"), strict=True):
-        scatter(ax, fisher, np.log10(traces.transpose(*accuracy.dims).values), gains)
-        ax.set(xlabel=r"$\log_{10}$ Fisher trace", title=title)
-        texts.append(interval(effect(correlations(traces, accuracy))))
-    others[0].set_ylabel("gain over never (points)")
-    others[1].sharey(others[0])
-    handles, labels = left.get_legend_handles_labels()
+    for ax, (moment, traces) in zip(others, traces_at(fisher).items(), strict=True):
+        scatter(ax, fisher, relative(fisher, traces).transpose(*accuracy.dims).values, gains)
+        ax.set(xlabel=r"$\log_{10}$ (Fisher trace / never)", ylabel="gain over never (points)")
+        ax.set_title(moment)
+        texts.append(f"{interval(effect(correlations(traces, accuracy)))} {moment}")
+    handles, labels = first.get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside upper center", ncols=4)
     return Drawn(
         fig,
         "Trace of the Fisher information of the training images with weight decay at different "
-        "times and an annealed rate, and what a network gains in test accuracy against its trace "
-        "at the end and its highest trace in the first quarter of training. Dots are networks, "
-        "circles means over seeds; grey ones are other times of weight decay. Rank correlation "
-        f"over arms: {texts[0]} at the end, {texts[1]} at the early peak. "
+        "times and an annealed rate; and what networks gain in test accuracy over those of their "
+        "seed that never have weight decay, against the ratio of their traces, at three moments. "
+        "The early peak is the highest trace in the first quarter of training after the start; "
+        "where the trace falls from the start on, it is that of the first checkpoint, which all "
+        "arms share that begin alike. Dots are networks, circles means over seeds, grey ones of "
+        f"other times of weight decay. Rank correlation over arms: {', '.join(texts)}. "
         f"{bands({'decay_annealed': decay})}",
     )
 
