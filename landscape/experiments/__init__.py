@@ -3,8 +3,8 @@
 A `Run` says what a run is, and `train` makes it, or many at once. The interventions are parts of a
 run: `schedules` of scalars, `deficits` and `augmentations` of data, `regularisation` in time,
 `warmstarts`, `transfer` and `branches` from checkpoints, `distillation`, `penalties`, `averaging`,
-`masks`, `pruning` and `perturbations`. `comparisons` reads what came of runs, `probes` asks a
-model.
+`masks`, `pruning` and `perturbations`. `comparisons` reads what came of runs, `tickets` what came
+of chains of pruning, and `probes` asks a model.
 """
 
 from landscape.experiments import (
@@ -21,6 +21,7 @@ from landscape.experiments import (
     pruning as pruning,
     regularisation as regularisation,
     schedules as schedules,
+    tickets as tickets,
     transfer as transfer,
     warmstarts as warmstarts,
 )
