@@ -22,6 +22,13 @@ TRACES = ("trace", "trace_stderr")
 TOTALS = ("total", "total_stderr")
 QUADRATURE = ("nodes", "weights")
 MOVES = ("weight_norm", "distance_initial", "cosine_initial", "signs_initial")
+OVER = ("finished", "stopped")
+TICKETS = {
+    "test_error": "test error",
+    "pruning_distance": "to dense",
+    "order_distance": "between orders",
+    "effective_std": "effective std",
+}
 LANDMARKS = ("reached", "steepest", "minimum", "plateau")
 
 
@@ -176,6 +183,44 @@ def dynamics_table(result: xr.Dataset) -> str:
     return "\n".join(lines)
 
 
+def tickets_table(result: xr.Dataset) -> str:
+    """Each chain and control at the last level of which a run is over: sparsity, error, stability.
+
+    Of several runs mean, lowest and highest. Below: accuracy against effective standard deviation,
+    and by name the levels that are not over, or that some runs of a chain have and others lack.
+    """
+    over = result["ended"].isin(OVER)
+    names = [name for name in TICKETS if result[name].notnull().any()]
+    rows = [["chain", "runs", "levels", "density", *(TICKETS[name] for name in names)]]
+    dense = result.isel(chain=0, level=0)
+    cells = ["" if name != "test_error" else _known(dense[name]) for name in names]
+    rows.append(["dense", str(int(over.isel(chain=0, level=0).sum())), "0", "1", *cells])
+    lines = []
+    for chain in result["chain"].values:
+        one, own = result.sel(chain=chain), over.sel(chain=chain).isel(level=slice(1, None))
+        levels = own["level"].values[own.any("run")].tolist()
+        if not levels:
+            rows.append([str(chain), "0", "none", *[""] * (1 + len(names))])
+            continue
+        last = one.sel(level=levels[-1])
+        cells = [_known(last[name]) for name in ("density", *names)]
+        rows.append([str(chain), str(int(own.any("level").sum())), ranges(levels), *cells])
+        r, p = float(last["correlation"]), float(last["p_value"])
+        if np.isfinite(r):
+            lines.append(
+                f"{chain}, level {levels[-1]}: accuracy against effective standard deviation "
+                f"r = {r:.2f}, p = {p:.2g}"
+            )
+    return "\n".join([table(rows), *lines, *_not_over(result)])
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Whole numbers as ranges: 1-3, 6."""
+    own = np.unique(numbers)
+    parts = np.split(own, 1 + np.flatnonzero(np.diff(own) > 1))
+    return ", ".join(f"{one[0]}-{one[-1]}" if len(one) > 1 else f"{one[0]}" for one in parts)
+
+
 def result_text(result: xr.Dataset) -> str:
     """What is in a result and how it was made."""
     attrs = result.attrs
@@ -212,6 +257,34 @@ def table(rows: Sequence[Sequence[str]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
+
+
+def _known(values: xr.DataArray) -> str:
+    """`_spread` of the values that there are, or the one that all are."""
+    there = values[np.isfinite(values)]
+    if not there.size:
+        return ""
+    same = bool((there == there[0]).all()) if there.ndim else True
+    return f"{float(there.mean()):.4g}" if same else _spread(there)
+
+
+def _not_over(result: xr.Dataset) -> list[str]:
+    """Levels that are no more or not yet what they should be, by how they are."""
+    named: dict[str, list[str]] = {}
+    for chain in result["chain"].values:
+        one = result["ended"].sel(chain=chain)
+        for level in one["level"].values:
+            own = one.sel(level=level)
+            known = own != "missing"
+            for run in own["run"].values[known.any().values & ~own.isin(OVER)]:
+                name = f"{run}/{chain}/level-{level:02d}" if level else f"{run}/level-00"
+                how = str(own.sel(run=run).values)
+                if name not in (there := named.setdefault(how, [])):
+                    there.append(name)
+    return [
+        f"{how}: {', '.join(own[:8])}{f' and {len(own) - 8} more' if len(own) > 8 else ''}"
+        for how, own in sorted(named.items())
+    ]
 
 
 def _between_layers(result: xr.Dataset) -> str:

@@ -1,8 +1,8 @@
 """The command line: a thin layer, one public call for each verb.
 
 `options` says what can be given, `jobs` how inputs are read and long work is resumed; `paths`,
-`surfaces`, `instability`, `layers`, `curvature`, `dynamics` and `files` hold the verbs. Nothing
-heavy is imported before a verb runs.
+`surfaces`, `instability`, `layers`, `curvature`, `dynamics`, `lottery` and `files` hold the verbs.
+Nothing heavy is imported before a verb runs.
 Standard output carries the result (a path, or text that was asked for); progress, summaries and
 errors go to standard error.
 """
@@ -20,6 +20,7 @@ from landscape.cli import (
     files,
     instability,
     layers,
+    lottery,
     options as o,
     paths,
     surfaces,
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     o.fisher(_verb(verbs, "fisher", curvature.fisher))
     o.hessian(_verb(verbs, "hessian", curvature.hessian))
     o.dynamics(_verb(verbs, "dynamics", dynamics.dynamics))
+    o.lottery(_verb(verbs, "lottery", lottery.lottery))
     o.plot(_verb(verbs, "plot", files.plot))
     o.info(_verb(verbs, "info", files.info))
     o.validate(_verb(verbs, "validate", files.validate))

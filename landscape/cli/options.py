@@ -462,6 +462,28 @@ def dynamics(verb: Verb) -> None:
     _work(verb)
 
 
+def lottery(verb: Verb) -> None:
+    """Options of `lottery`."""
+    verb.add_argument(
+        "folders", nargs="+",
+        help="folders of runs, runs, or chains: NAME/level-00 (dense), NAME/CHAIN/level-01, "
+        "NAME/CHAIN/CONTROL/level-01",
+    )  # fmt: skip
+    verb.add_argument(
+        "--chains", nargs="+", default=["*"], metavar="PATTERN",
+        help="patterns of the chains to report by their path in a run, such as 'k=50*' or "
+        "'k=50/random-*' (all)",
+    )  # fmt: skip
+    group = verb.add_argument_group("work")
+    group.add_argument("-o", "--output", required=True, help="results file (HDF5) to write")
+    group.add_argument(
+        "--overwrite", action="store_true", help="replace an output that is another analysis"
+    )
+    group.add_argument(
+        "--dry-run", action="store_true", help="print which chains there are, and stop"
+    )
+
+
 def plot(verb: Verb) -> None:
     """Options of `plot`."""
     verb.add_argument("results", help="results file (HDF5)")

@@ -15,12 +15,14 @@ from landscape.plots.levels import colour_bar, levels_for
 from landscape.plots.lines import lines
 from landscape.plots.matrices import heatmap, matrix
 from landscape.plots.overlays import path
+from landscape.plots.sparsity import layer_densities, perturbations, pruning, stability
 from landscape.plots.steps import instability
 from landscape.plots.surfaces import contours, surface3d
 
 __all__ = [
     "WIDTHS", "colour_bar", "contours", "convergence", "density", "distribution", "eigenvalues",
     "figure", "fisher_layers", "fisher_trace", "frequencies", "heatmap", "instability",
-    "levels_for", "lines", "matrix", "movement", "paper_style", "path", "progress", "save_figure",
-    "sharpness", "similarity", "spectra", "surface3d", "traces", "write_html", "write_vts",
+    "layer_densities", "levels_for", "lines", "matrix", "movement", "paper_style", "path",
+    "perturbations", "progress", "pruning", "save_figure", "sharpness", "similarity", "spectra",
+    "stability", "surface3d", "traces", "write_html", "write_vts",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ import matplotlib as mpl
 import xarray as xr
 from matplotlib.figure import Figure
 
-from landscape.plots import dynamics, information_panels, layer_panels, panels
+from landscape.plots import dynamics, information_panels, layer_panels, panels, sparsity
 from landscape.plots.parts import measures, replacing, similarities
 
 STYLE = Path(__file__).with_name("paper.mplstyle")
@@ -49,7 +49,8 @@ def figure(
     spectra; panels by layer between steps or networks; lines to the final state. Fisher information
     through training: its curve over maps of the layers; of one state: points for tensors or
     modules. Eigenvalues, the largest one through training, spectral densities: one panel.
-    Dynamics: a dashboard of the whole network.
+    Dynamics: a dashboard of the whole network. Chains of pruning: accuracy against sparsity, the
+    layers' sparsity, stability by rewinding step, perturbations.
 
     `y`: the measures to draw, all by default. `venue`: a key of `WIDTHS`. `style`: a matplotlib
     style or style file instead of the package's own. `kind`: `"3d"` draws a plane as surfaces in
@@ -110,6 +111,7 @@ def _suited(result: xr.Dataset, kind: str | None) -> tuple[panels.Draw, list[str
         ("3d", panels.surfaces, measures(result, ("x", "y")) if "z" not in dims else []),
         ("tsne", partial(panels.trajectory, view="tsne"), ["tsne"] * ("tsne_x" in result)),
         *_moving(result),
+        (None, sparsity.report, sparsity.report_panels(result)),
         (None, panels.instabilities, _unstable(result)),
         (None, information_panels.over_training, _through_training(result)),
         (None, information_panels.one_state, _of_one_state(result)),
@@ -133,7 +135,8 @@ def _suited(result: xr.Dataset, kind: str | None) -> tuple[panels.Draw, list[str
     known = {
         None: "results along t, state or x, over x and y (and z), over layer and t, matrices over "
         "run and other_run, instability by branch step, trajectories, similarities of layers, "
-        "Fisher information over tensors (and steps), eigenvalues, spectral densities, dynamics",
+        "Fisher information over tensors (and steps), eigenvalues, spectral densities, dynamics, "
+        "chains of pruning, perturbations",
         "3d": "surfaces over x and y",
         "tsne": "trajectories with tsne_x and tsne_y",
         "layers": "dynamics",
