@@ -252,7 +252,8 @@ def accuracies(part: str, runs: Runs, settings: Settings) -> xr.Dataset:
 def fisher_traces(runs: Runs, settings: Settings, protocol: Protocol) -> xr.Dataset:
     """The trace of the Fisher information of the training images at the checkpoints of each arm.
 
-    Labels are weighted exactly at small scale, and drawn from the network at full scale.
+    The mean over labels is exact at small scale; at full scale labels are drawn from the network.
+    Where there is batch norm, its statistics are computed anew from the images that are counted.
     """
     runs = {key: run for key, run in runs.items() if "/onset-" not in run.name}
     exact = settings.scale != "full"
@@ -330,8 +331,9 @@ def span(arm: str, epochs: int) -> tuple[int, int]:
 def judge(found: Results) -> list[Claim]:
     """The criteria of section C, and what is told beside them."""
     decay = found["decay_annealed"]
-    parts = [at_full_scale(decay)] if decay.attrs["scale"] == "full" else [at_small_scale(found)]
-    return [*parts[0], *on_norms(found), *on_fisher(decay, found["fisher"])]
+    full = decay.attrs["scale"] == "full"
+    criteria = at_full_scale(decay) if full else at_small_scale(found)
+    return [*criteria, *on_norms(found), *on_fisher(decay, found["fisher"])]
 
 
 def at_full_scale(decay: xr.Dataset) -> list[Claim]:
