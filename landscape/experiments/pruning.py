@@ -235,7 +235,7 @@ def randomly_pruned(run: Run, *, within: Within = "layer", number: int = 1) -> R
 
 
 def smaller_dense(run: Run, *, tolerance: float = 0.1, **flags: Iterable[Any]) -> Run:
-    """A dense network with as many parameters as a level has left: `chain/smaller/level-03`.
+    """A dense network with as many parameters as a level has left: `chain/smaller/of-level-03`.
 
     Of the networks that `make_model` makes with each combination of the flags (as in `ablations`),
     such as `hidden=[(n, n) for n in range(1, 129)]` or `width=range(1, 17)`, the one whose number
@@ -257,7 +257,8 @@ def smaller_dense(run: Run, *, tolerance: float = 0.1, **flags: Iterable[Any]) -
             f"those with the {' and '.join(flags)} given, the nearest has {sizes[nearest]}. Give "
             f"more choices, or a tolerance above {tolerance:g}"
         )
-    return replace(nearest, name=_beside(run, "smaller"))
+    path = PurePosixPath(_beside(run, "smaller"))
+    return replace(nearest, name=str(path.with_name(f"of-{path.name}")))  # no level: it has no mask
 
 
 # What came of it ----------------------------------------------------------------------------------
