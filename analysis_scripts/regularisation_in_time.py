@@ -127,7 +127,7 @@ FULL = Protocol(
     fisher_examples=2000,
     on_gpu=True,
 )
-TINY = replace(SMALL, epochs=8, fisher_epochs=(1, 2, 4, 8))
+TINY = replace(SMALL, epochs=8, fisher_epochs=(1, 2, 4, 8), fisher_examples=60)
 
 
 # Runs ---------------------------------------------------------------------------------------------

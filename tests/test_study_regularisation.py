@@ -11,7 +11,7 @@ from landscape.experiments import Clock
 from landscape.results import dataset
 from shared import Settings
 
-SETTINGS = Settings("regularisation_in_time", "tiny", num_seeds=6)
+SETTINGS = Settings("regularisation_in_time", "tiny", num_seeds=2)
 EPOCHS = 120
 SMALL, FULL = study.PARTS, study.PARTS_OF_FULL
 SPREAD = np.array([-0.2, 0.1, 0.0, 0.3, -0.1, -0.1])  # over seeds, of mean 0
