@@ -23,7 +23,6 @@ PANELS = ("test_error", "layer_density", "pruning_distance", "order_distance", "
 MARKERS = "osD^vPX*<>"
 GREY = "0.4"
 MOST_NAMED = 6  # layers in a legend
-MOST_DRAWN = 8  # chains and controls, beyond which controls of a single level are left out
 REMAINING = "weights remaining (%)"
 
 
@@ -32,9 +31,9 @@ def pruning(result: xr.Dataset, ax: Axes, *, y: str = "test_error") -> Axes:
 
     `y` is `"test_error"` or `"train_error"`. Lines are means over runs, bands their 95 % intervals
     (Student's t); runs that lack a level do not count there. Chains differ in colour, controls in
-    dashes; a control of one level is a point, and left out where more than 8 would be drawn. The
-    dotted line is the dense network. The axis of errors is that of `value_scale`. (Frankle et al.
-    2019, figures 1 and 2.)
+    dashes; a control of one level is a point, unless `perturbations` draws it. The dotted line is
+    the dense network. The axis of errors is that of `value_scale`. (Frankle et al. 2019, figures 1
+    and 2.)
 
     Raises `ValueError` if the result has no such error along runs, chains and levels.
     """
@@ -56,7 +55,8 @@ def pruning(result: xr.Dataset, ax: Axes, *, y: str = "test_error") -> Axes:
         else:
             ax.plot(density, middle, marker="o", markersize=2.5, **style)
             _band(ax, density, middle, half, style["color"])
-        ends += [middle, middle + half, np.fmax(middle - half, middle / 2)]
+        half = np.nan_to_num(half)
+        ends += [middle + half, np.maximum(middle - half, middle / 2)]
     _control_entries(result, shown, ax)
     dense = 100 * float(result[y].isel(chain=0, level=0).mean())
     if np.isfinite(dense):
@@ -219,17 +219,16 @@ def draw_panel(result: xr.Dataset, ax: Axes, name: str) -> Axes:
 
 
 def drawn_chains(result: xr.Dataset, y: str) -> list[str]:
-    """The chains and controls of which there is a line, or a point if there is room for all."""
-    found = [
-        chain for chain in result["chain"].values.tolist()
-        if _num_levels(result.sel(chain=chain), y)
-    ]  # fmt: skip
-    if len(found) <= MOST_DRAWN:
-        return found
-    return [
-        chain for chain in found
-        if not _control(result, chain) or _num_levels(result.sel(chain=chain), y) > 1
-    ]  # fmt: skip
+    """The chains and controls of which there is a line, or a point that no scatter has."""
+    scattered = result["of"].isin(result["chain"][result["correlation"].notnull().any("level")])
+    scattered &= result["effective_std"].notnull().any(("run", "level"))
+    found = []
+    for chain in result["chain"].values.tolist():
+        num = _num_levels(result.sel(chain=chain), y)
+        lone = num == 1 and _control(result, chain) and bool(scattered.sel(chain=chain))
+        if num and not lone:
+            found.append(chain)
+    return found
 
 
 def _num_levels(one: xr.Dataset, y: str) -> int:
