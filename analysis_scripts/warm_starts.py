@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
 from torch import nn
 
 from landscape import load, models
@@ -353,7 +354,8 @@ def shares(settings: Settings, plan: Scale, data: Data) -> xr.Dataset:
 def curves(settings: Settings, plan: Scale, data: Data) -> xr.Dataset:
     """Test accuracies of the first network through both phases: (phase, seed, epoch)."""
     runs = runs_of(plan.networks[0], data, settings.seeds(plan.num_seeds), plan.batch_size)
-    places = {"first": "share-0.5/first", "warm": "share-0.5/warm", "fresh": "fresh"}
+    half = f"share-{HALF:g}"
+    places = {"first": f"{half}/first", "warm": f"{half}/warm", "fresh": "fresh"}
     rows = [
         [load(settings.runs(f"{run.name}/{place}") / "record.h5")["test_error"] for run in runs]
         for place in places.values()
@@ -487,25 +489,31 @@ def draw(found: Results) -> dict[str, Drawn]:
 
 
 def draw_online(found: xr.Dataset) -> Drawn:
-    """Test accuracy and epochs over the rounds, for each arm."""
+    """Test accuracy and epochs over the rounds, for each arm; open circles have not learned."""
     fig, axes = panels(2)
-    for arm in found["arm"].values:
-        one = found.sel(arm=arm).transpose("seed", "round")
-        shown: dict[str, Any] = {"marker": "o", "ms": 2.5}
-        band(axes[0, 0], one["num_examples"], points(one["test_accuracy"]), str(arm), **shown)
-        band(axes[0, 1], one["num_examples"], one["epochs"], **shown)
+    for number, arm in enumerate(found["arm"].values):
+        one, look = found.sel(arm=arm).transpose("seed", "round"), {"color": f"C{number}"}
+        short = (one["train_accuracy"] < LEARNED).any("seed").values
+        num = one["num_examples"].values
+        for ax, values, label in (
+            (axes[0, 0], points(one["test_accuracy"]), str(arm)),
+            (axes[0, 1], one["epochs"].values, None),
+        ):
+            band(ax, num, values, label, **look)
+            for own, face in ((short, "white"), (~short, look["color"])):
+                ax.plot(num[own], values.mean(0)[own], "o", ms=3, mfc=face, **look)
     axes[0, 0].set(xlabel="training examples", ylabel="test accuracy (%)")
     axes[0, 1].set(xlabel="training examples", ylabel="epochs to 99 %")
     axes[0, 1].set_ylim(bottom=0)
     fig.legend(loc="outside upper center", ncols=6)
-    short = int((found["train_accuracy"].values < LEARNED).sum())
     arms = "new weights (fresh), the weights at hand (warm), or these shrunk and perturbed"
     return Drawn(
         fig,
         f"Data arrive in rounds, and each round trains on all so far, from {arms}. Left: test "
         f"accuracy after each round. Right: epochs to a training accuracy of 99 %, or all "
-        f"{found.attrs['most_epochs']} of the round ({short} of {found['epochs'].size} rounds "
-        f"ended below it). Bands: 95 % t intervals over {found.sizes['seed']} seeds.",
+        f"{found.attrs['most_epochs']} of the round. Open circles: rounds in which not all seeds "
+        "end with it; there, comparisons with others are not between networks that have learned "
+        f"alike. Bands: 95 % t intervals over {found.sizes['seed']} seeds.",
     )
 
 
@@ -577,7 +585,7 @@ def draw_memorised(found: xr.Dataset, ax: Axes) -> str:
     gaps = {arm: gap(found, arm, "fresh") for arm in ("warm", "shrink-perturb")}
     bars(ax, {arm: own for arm, own in gaps.items() if len(own)})
     ax.axhline(0, color="0.6", lw=0.6, zorder=0)
-    ax.set(ylabel="less fresh (points)", title="(d) memorised labels first", xlim=(-0.5, 1.5))
+    ax.set(ylabel="arm less fresh (points)", title="(d) memorised labels first", xlim=(-0.5, 1.5))
     return (
         "The first phase is on all images, half of whose labels are random, the second with the "
         f"labels: test accuracy less that of fresh; {found.sizes['seed']} seeds, in grey."
@@ -611,31 +619,9 @@ def reach(means: Sequence[Effect]) -> list[list[float]]:
 def draw_grid(found: xr.Dataset) -> Drawn:
     """Accuracy and time of the second phase over both factors."""
     fig, axes = panels(2, height=2.1)
-    for ax, (values, text, decimals) in zip(
-        axes[0],
-        (
-            (
-                points(found["test_accuracy"].transpose("perturb", "shrink", "seed")),
-                "test accuracy (%)",
-                1,
-            ),
-            (found["epochs"].transpose("perturb", "shrink", "seed").values, "epochs to 99 %", 0),
-        ),
-        strict=True,
-    ):
-        means = values.mean(-1)
-        image = ax.imshow(means, origin="lower", aspect="auto")
-        for (row, column), mean in np.ndenumerate(means):
-            if np.isfinite(mean):
-                light = image.norm(mean) > 0.6
-                ax.text(column, row, f"{mean:.{decimals}f}", ha="center", va="center",
-                        fontsize=6, color="black" if light else "white")  # fmt: skip
-        for axis, name in ((ax.xaxis, "shrink"), (ax.yaxis, "perturb")):
-            axis.set_ticks(range(found.sizes[name]), [f"{own:g}" for own in found[name].values])
-        ax.set(xlabel="factor of the weights, λ", ylabel="factor of new weights, γ")
-        ax.spines[:].set_visible(False)
-        ax.tick_params(length=0)
-        fig.colorbar(image, ax=ax, label=text)
+    means = found.mean("seed").transpose("perturb", "shrink")
+    draw_cells(means["test_accuracy"] * 100, axes[0, 0], "test accuracy (%)", Normalize())
+    draw_cells(means["epochs"], axes[0, 1], "epochs to 99 %", LogNorm())
     return Drawn(
         fig,
         "Shrink and perturb after a first phase in which half of the labels are random: the second "
@@ -644,6 +630,25 @@ def draw_grid(found: xr.Dataset) -> Drawn:
         "start is λ = 1, γ = 0, the fresh one λ = 0, γ = 1; nothing can be learned from λ = γ = 0. "
         f"Means over {found.sizes['seed']} seeds.",
     )
+
+
+def draw_cells(means: xr.DataArray, ax: Axes, label: str, norm: Normalize) -> None:
+    """A mean for each pair of factors, as a colour and in figures."""
+    image = ax.imshow(means, origin="lower", aspect="auto", norm=norm)
+    for (row, column), mean in np.ndenumerate(means):
+        if np.isfinite(mean):
+            colour = "black" if norm(mean) > 0.6 else "white"
+            ax.text(column, row, f"{mean:.1f}", ha="center", va="center", size=6, color=colour)
+    for axis, name in ((ax.xaxis, "shrink"), (ax.yaxis, "perturb")):
+        axis.set_ticks(range(means.sizes[name]), [f"{own:g}" for own in means[name].values])
+    ax.set(xlabel="factor of the weights, λ", ylabel="factor of new weights, γ")
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    bar = ax.figure.colorbar(image, ax=ax, label=label)
+    if isinstance(norm, LogNorm):
+        bar.minorticks_off()
+        ticks = [own for own in (1, 2, 5, 10, 20, 50) if means.min() <= own <= means.max()]
+        bar.set_ticks(ticks, labels=[str(own) for own in ticks])
 
 
 # Judging ------------------------------------------------------------------------------------------
@@ -665,7 +670,7 @@ def judge_gradients(found: xr.Dataset) -> list[Claim]:
         one = norm.sel(factor=factor)
         return times(one.sel(data="new").values / one.sel(data="old").values)
 
-    kept = effect(points(found["old_accuracy"].sel(factor=HALF)))
+    kept = replace(effect(points(found["old_accuracy"].sel(factor=HALF))), p=math.nan)
     about = partial(judged, figure="warm_starts_phases")
     text = "norm of the gradient, new / old data"
     gate = partial(gated, found)
