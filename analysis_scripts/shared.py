@@ -30,7 +30,6 @@ from scipy import stats
 from landscape import datasets, experiments, plots, results
 from landscape.datasets import Batches
 from landscape.experiments import Ended, Run, RunError
-from landscape.states import State
 from landscape.tables import table
 
 SCALES = ("tiny", "small", "full")
@@ -211,6 +210,13 @@ def effect(
     return Effect(float(mean), float(mean - half), float(mean + half), float(p), len(values))
 
 
+def ratio(above: ArrayLike, below: ArrayLike) -> Effect:
+    """The geometric mean over seeds of a ratio, its interval, and the p-value of its being 1."""
+    found = effect(np.log(np.asarray(above, float)) - np.log(np.asarray(below, float)))
+    mean, low, high = np.exp([found.mean, found.low, found.high]).tolist()
+    return replace(found, mean=mean, low=low, high=high)
+
+
 def points(accuracies: ArrayLike) -> np.ndarray:
     """Shares as percentage points."""
     return 100 * np.asarray(accuracies, float)
@@ -249,6 +255,7 @@ def judged(
     p_below: float | None = None,
     also: Mapping[str, bool] | None = None,
     expected: Literal["effect", "null", "report"] = "effect",
+    gated: bool = True,
 ) -> Claim:
     """The verdict on one claim, from its quantity and what was expected of it.
 
@@ -256,8 +263,10 @@ def judged(
     expected, `quantity` what was measured, with its unit. The mean must be at least or at most a
     value, or its size `within` one; `also` names further conditions and says whether they hold.
     `expected="null"` is for effects that are not expected at this scale, and `"report"` for what is
-    told without a condition.
+    told without a condition, as all is if it is not `gated`.
     """
+    if not gated:
+        return judged(criterion, figure, claim, quantity, found, expected="report")
     found = found if isinstance(found, Effect) else Effect(found, math.nan, math.nan, math.nan, 0)
     conditions = {}
     if at_least is not None:
@@ -328,14 +337,28 @@ def panels(
     return fig, fig.subplots(rows, columns, squeeze=False, **options)
 
 
-def band(ax: Axes, x: ArrayLike, values: ArrayLike, label: str | None = None, **style: Any) -> None:
-    """The mean over seeds of values (seed, x), with its 95 % t interval as a band."""
+def band(
+    ax: Axes,
+    x: ArrayLike,
+    values: ArrayLike,
+    label: str | None = None,
+    *,
+    geometric: bool = False,
+    **style: Any,
+) -> None:
+    """The mean over seeds of values (seed, x), with its 95 % t interval as a band.
+
+    `geometric`: of the logarithms of positive values.
+    """
     values = np.atleast_2d(np.asarray(values, float))
+    values = np.log(values) if geometric else values
     mean, num = values.mean(0), len(values)
+    half = (
+        stats.t.ppf(0.975, num - 1) * stats.sem(values, axis=0) if num > 1 else np.zeros_like(mean)
+    )
+    low, mean, high = (np.exp(v) if geometric else v for v in (mean - half, mean, mean + half))
     (line,) = ax.plot(x, mean, label=label, **style)
-    if num > 1:
-        half = stats.t.ppf(0.975, num - 1) * stats.sem(values, axis=0)
-        ax.fill_between(x, mean - half, mean + half, color=line.get_color(), alpha=0.2, lw=0)
+    ax.fill_between(x, low, high, color=line.get_color(), alpha=0.2, lw=0)
 
 
 def bars(ax: Axes, values: Mapping[str, ArrayLike], **style: Any) -> None:
@@ -456,40 +479,3 @@ def log_ticks(ax: Axes, which: str = "x") -> None:
     """Plain numbers on a logarithmic axis, as for densities."""
     axis = ax.xaxis if which == "x" else ax.yaxis
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def trained(
-    model: torch.nn.Module,
-    data: datasets.Batches,
-    *,
-    seed: int,
-    epochs: int,
-    on_step: Callable[[int, State], None] | None = None,
-) -> State:
-    """The weights after SGD with momentum, weight decay and a cosine schedule.
-
-    `on_step` sees the number of steps taken and the weights, before each step and at the end.
-    """
-
-    def state() -> State:
-        return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-    order = np.random.default_rng(seed)
-    inputs = torch.cat([inputs for inputs, _ in data])
-    steps = -(-len(inputs) // 64)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * steps)
-    model.train()
-    taken = 0
-    for _ in range(epochs):
-        for index in np.array_split(order.permutation(len(inputs)), steps):
-            if on_step is not None:
-                on_step(taken, state())
-            optimiser.zero_grad()
-            torch.nn.functional.cross_entropy(model(inputs[index]), data.targets[index]).backward()
-            optimiser.step()
-            schedule.step()
-            taken += 1
-    if on_step is not None:
-        on_step(taken, state())
-    return state()

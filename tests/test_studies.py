@@ -14,7 +14,7 @@ from scipy import stats
 import reproduce
 from landscape import datasets, models, results
 from landscape.experiments import Run
-from shared import Drawn, Settings, band, bars, digits, effect, judged, panels, run_study
+from shared import Drawn, Settings, band, bars, digits, effect, judged, panels, ratio, run_study
 
 
 def test_an_effect_is_a_paired_t_test_with_its_interval():
@@ -36,6 +36,13 @@ def test_an_effect_without_spread_is_certain_unless_it_is_nothing():
         effect([1.0, math.nan])
 
 
+def test_a_ratio_is_that_of_geometric_means():
+    found = ratio([2.0, 8.0], [1.0, 1.0])
+    assert found.mean == pytest.approx(4.0)
+    assert found.low * found.high == pytest.approx(16.0)
+    assert found.p == pytest.approx(effect(np.log([2.0, 8.0])).p)
+
+
 @pytest.mark.parametrize(
     ("given", "condition", "verdict"),
     [
@@ -46,6 +53,7 @@ def test_an_effect_without_spread_is_certain_unless_it_is_nothing():
         ({"within": 0.5, "expected": "null"}, "within 0.5 of 0", "not null"),
         ({"at_least": -9, "also": {"ordered": False}}, ">= -9, ordered", "does not show"),
         ({"expected": "report"}, "", "reported"),
+        ({"at_most": -1.0, "gated": False}, "", "reported"),
     ],
 )
 def test_a_verdict_is_that_of_its_condition(given, condition, verdict):
@@ -124,6 +132,8 @@ def test_a_band_is_a_t_interval_over_seeds():
     low, high = stats.t.interval(0.95, 2, values.mean(0), stats.sem(values))
     edges = axes[0, 0].collections[0].get_paths()[0].vertices
     assert_allclose([edges[:, 1].min(), edges[:, 1].max()], [low.min(), high.max()])
+    band(axes[0, 0], [0, 1], values, geometric=True)
+    assert_allclose(axes[0, 0].get_lines()[1].get_ydata(), stats.gmean(values))
     bars(axes[0, 1], {"a": values[:, 0], "b": values[:, 1]})
     assert [tick.get_text() for tick in axes[0, 1].get_xticklabels()] == ["a", "b"]
 
