@@ -5,9 +5,11 @@
 Gotmare, Keskar, Xiong & Socher (arXiv 1810.13243), in three parts.
 
 Restarts: between two ends of cycles, the training loss on the straight line and on a trained curve,
-and their plane with the iterates in between. A run with step decay, between the same epochs, is the
-control. On the digits, batches of 64 were first tried with a last one of 4 in each epoch, whose
-noise throws runs out of their basins; here batches are even, and batches of 32 have as much noise.
+and their plane with the iterates in between. The control is a run with step decay, a tenth from a
+half and from three quarters of training on, between the same epochs. On the digits, batches of 64
+(in fact 60, as all batches of an epoch are alike) have too little noise to throw a run out of its
+basin. A last batch of 4 images, which a loader of 900 images gives that does not balance its
+batches, is enough for that; balanced batches of 32 have the same noise, and both sizes are shown.
 
 Warm-up: networks that are trained with large batches and a high learning rate, with warm-up,
 without, and with some layers frozen in its place.
@@ -31,7 +33,6 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
-from scipy import stats
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -83,7 +84,6 @@ NONE, WARMED, LAST, FIRST, SMALL = (
 TAUGHT, PLAIN = "distilled", "labels only"
 SUCCESS = 0.95  # training accuracy
 CHANCE = 0.1
-FEW = 3  # runs, below which they are shown one by one
 
 
 # What is run at each scale ------------------------------------------------------------------------
@@ -452,7 +452,7 @@ def restart_plane(settings: Settings, how: Restarts) -> xr.Dataset:
     bend = curve.controls[1]
     through = plane(a, b, bend)
     places, off = zip(*(project(through, state) for state in [*iterates, bend]), strict=True)
-    x, y = covering(np.array(places), [how.grid] * 2, 0.15)
+    x, y = covering(np.array(places), [how.grid] * 2, 0.25)
     drawn = surface(
         task_of(how.network, run.data),
         through,
@@ -514,6 +514,7 @@ def beginnings(settings: Settings, how: WarmUps) -> xr.Dataset:
         title="warm-up and frozen layers",
         scale=settings.scale,
         window=how.window,
+        window_epochs=runs[0].timeline.at(how.window).epoch,
         early=how.early,
     )
 
@@ -853,33 +854,54 @@ def draw(found: Results) -> dict[str, Drawn]:
 
 
 def draw_restarts(found: xr.Dataset, plane: xr.Dataset) -> Drawn:
-    """Lines and curves, and the plane with the iterates."""
-    fig, (axes,) = panels(found.sizes["case"] + 1, height=2.2)
-    for ax, case in zip(axes[:-1], found["case"].values, strict=True):
+    """Lines and curves, how far each rises, and the plane with the iterates."""
+    fig, axes = panels(2, 2, height=1.95)
+    left, right = axes[1]
+    cases = found["case"].values
+    for number, (ax, case) in enumerate(zip(axes[0], cases, strict=True)):
         one = found.sel(case=case)
-        for label, values, style in (
-            (f"line, {RESTARTED}", one["line_loss"].sel(schedule=RESTARTED), "-"),
-            (f"curve, {RESTARTED}", one["curve_loss"], "-"),
-            (f"line, {DECAYED}", one["line_loss"].sel(schedule=DECAYED), "--"),
-        ):
-            band(ax, one["t"], whole(values), label, ls=style)
-        ax.set(title=case.replace(", ", "\n"), xlabel="position $t$", ylabel="training loss")
-    ax = axes[-1]
-    ax.plot(plane["iterate_x"], plane["iterate_y"], "o-", color="C1", ms=2, lw=0.7, zorder=4)
-    plots.contours(plane, ax)
-    ax.set(title=f"plane of seed {plane.attrs['seed']}\n{plane.attrs['case']}")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+        losses = {
+            f"line, {RESTARTED}": (one["line_loss"].sel(schedule=RESTARTED), "-"),
+            f"curve, {RESTARTED}": (one["curve_loss"], "-"),
+            f"line, {DECAYED}": (one["line_loss"].sel(schedule=DECAYED), "--"),
+        }
+        for place, (label, (values, style)) in enumerate(losses.items()):
+            quartiles(ax, one["t"], whole(values), label, ls=style, color=f"C{place}")
+            at = number + 0.25 * (place - 1)
+            dots(left, at, whole(rise(values)), np.mean, color=f"C{place}")
+        ax.set(title=case, xlabel="position $t$", ylabel="training loss", yscale="log")
+    left.set_xticks(range(len(cases)), [case.replace(", ", "\n") for case in cases])
+    left.set_yscale("symlog", linthresh=1e-3)
+    left.margins(x=0.15)
+    left.set(
+        ylabel="rise of the training loss", title="rise above the higher end", ylim=(-2e-4, None)
+    )
+    right.plot(plane["iterate_x"], plane["iterate_y"], "o-", color="C1", ms=2, lw=0.7, zorder=4)
+    plots.contours(plane, right, levels=plots.levels_for([plane], num=7))
+    right.set(title=f"seed {plane.attrs['seed']}, {plane.attrs['case']}")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     every = int(np.diff(plane["epoch"].values)[0])
     off = float(plane["iterate_distance"].max())
     caption = (
         "Training loss between the ends of two cycles of warm restarts, on the straight line and "
         "on a trained Bezier curve with one bend, and on the line between the same epochs of runs "
-        f"with step decay: means of {found.sizes['seed']} seeds but those that diverged, with "
-        "95 % t intervals. Right: training loss in the plane of the two ends and the bend, for the "
-        "seed whose line rises most, with the curve (black) and the projected iterates, one for "
-        f"each {every} epochs (orange, up to {off:.2g} off the plane)."
+        "with step decay, to a tenth at a half and at three quarters of training; "
+        f"{found.sizes['seed']} seeds but those that diverged. Top: median and "
+        "quartiles over seeds. Bottom left: how far each seed rises above the higher end (small "
+        "dots), and the means over seeds (large dots), on an axis that is linear below 0.001. "
+        "Bottom right: training loss in "
+        "the plane of the two ends and the bend, for the seed whose line rises most, with the "
+        f"curve (black) and the projected iterates, one for each {every} epochs (orange, up to "
+        f"{off:.2g} off the plane)."
     )
     return Drawn(fig, caption)
+
+
+def quartiles(ax: Axes, x: Any, values: np.ndarray, label: str, **style: Any) -> None:
+    """The median over seeds of values (seed, x), with a band between the quartiles."""
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75], axis=0)
+    (line,) = ax.plot(x, middle, label=label, **style)
+    ax.fill_between(x, low, high, color=line.get_color(), alpha=0.2, lw=0)
 
 
 def draw_warm_up(found: xr.Dataset) -> Drawn:
@@ -890,35 +912,39 @@ def draw_warm_up(found: xr.Dataset) -> Drawn:
         one, style = found.sel(arm=arm), {"color": f"C{number}"}
         band(axes[0], one["epoch"], points(one["accuracy"].fillna(CHANCE)), arm, **style)
         for ax, name in zip(axes[1:], ("svcca", "move"), strict=True):
-            by_layer(ax, one[name], 0.15 * (number - (num_arms - 1) / 2), **style)
+            by_layer(ax, one[name], 0.18 * (number - (num_arms - 1) / 2), **style)
     early, window = found.attrs["early"], found.attrs["window"]
-    axes[0].set(xlabel="epoch", ylabel="training accuracy (%)", ylim=(0, 105))
-    axes[1].set(xlabel="layer", ylabel=f"SVCCA of steps 0 and {window}", ylim=(0, 1.05))
+    axes[0].axvline(found.attrs["window_epochs"], color="0.5", lw=0.6, ls=":")
+    axes[0].set(xlabel="epoch", ylabel="training accuracy (%)", ylim=(0, 102))
+    axes[1].set(xlabel="layer", ylabel=f"SVCCA of steps 0 and {window}")
     axes[2].set(xlabel="layer", ylabel=f"relative move in {early} steps", yscale="log")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=num_arms)
     caption = (
         f"Large batches at a high learning rate, {found.sizes['seed']} seeds. Left: training "
-        "accuracy, mean with 95 % t interval; runs that diverged count as chance. Middle: SVCCA of "
-        f"each layer between the first step and step {window}, where warm-up and freezing end, on "
-        "test images. Right: change of the weights of each layer over their norm; frozen layers "
-        "are not shown. Means with 95 % t intervals over the runs that are finite; open symbols: "
-        f"single runs, where these are fewer than {FEW}."
+        "accuracy, mean with 95 % t interval; runs that diverged count as chance, and warm-up and "
+        "freezing end at the dotted line. Middle: SVCCA of each layer between the first step and "
+        f"step {window}, where warm-up and freezing end, on test images. Right: change of the "
+        "weights of each layer over their norm; frozen layers are left out. Small dots are runs "
+        "that are finite at that step, large ones their medians."
     )
     return Drawn(fig, caption)
 
 
 def by_layer(ax: Axes, values: xr.DataArray, shift: float, **style: Any) -> None:
-    """The mean over seeds for each layer with its 95 % t interval; `shift` keeps arms apart."""
+    """Each run and the median of all, for each layer; `shift` keeps arms apart."""
     for layer in values["layer"].values:
         own = whole(values.sel(layer=layer))
-        if not own.any():
-            continue
-        if len(own) < FEW:
-            ax.plot(np.full(len(own), layer + shift), own, "o", ms=2.5, mfc="white", **style)
-        else:
-            half = stats.t.ppf(0.975, len(own) - 1) * stats.sem(own)
-            ax.errorbar(layer + shift, own.mean(), half, fmt="o", ms=2.5, lw=0.8, **style)
+        if own.any():
+            dots(ax, layer + shift, own, np.median, **style)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def dots(
+    ax: Axes, place: float, values: np.ndarray, centre: Callable[..., Any], **style: Any
+) -> None:
+    """A small dot for each run, and a large one at their centre."""
+    ax.plot(np.full(len(values), place), values, "o", ms=1.2, mew=0, alpha=0.5, **style)
+    ax.plot(place, centre(values), "o", ms=3.5, mec="white", mew=0.3, **style)
 
 
 def draw_distillation(found: xr.Dataset) -> Drawn:
@@ -933,7 +959,7 @@ def draw_distillation(found: xr.Dataset) -> Drawn:
     more = gain(found)
     bars(right, {str(layer): more.sel(layer=layer) for layer in found["layer"].values})
     right.axhline(0, color="0.5", lw=0.6, zorder=0)
-    right.set(xlabel="layer", ylabel="distilled less labels only")
+    right.set(xlabel="layer", ylabel="gain of SVCCA by distillation")
     caption = (
         f"SVCCA on test images between layers of a teacher and of smaller students of the same "
         f"initial weights, {found.sizes['seed']} seeds. Left: students that learn from the "

@@ -178,7 +178,7 @@ def warm_up(reached, *, scale="small", tested=None, moves=None):
             "move": (("arm", "seed", "layer"), each),
         },
         {"arm": arms, "epoch": [1, 2, 3], "layer": [1, 2]},
-        attrs={"scale": scale, "early": 30, "window": 90},
+        attrs={"scale": scale, "early": 30, "window": 90, "window_epochs": 2},
     )
 
 
@@ -251,17 +251,21 @@ def test_d3_at_full_scale_compares_the_last_third_with_the_others():
 # Figures ------------------------------------------------------------------------------------------
 
 
-def test_runs_that_diverged_are_drawn_at_chance_and_layers_one_by_one():
+def test_runs_that_diverged_are_drawn_at_chance_and_layers_by_the_runs_that_are_finite():
     reached = np.where(np.arange(4)[:, None] < 1, np.nan, np.ones((4, 5)))
     moves = np.full((4, 5, 2), 0.5)
     moves[0, 1:] = np.nan
+    moves[1, :, 1] = [0.1, 0.2, 0.3, 0.4, 5.0]
+    moves[2] = 0.0  # frozen
     with plots.paper_style():
         figure = study.draw_warm_up(warm_up(reached, moves=moves)).figure
     left, middle, _ = figure.axes
     assert_allclose(left.lines[0].get_ydata(), 10.0)
     assert_allclose(left.lines[1].get_ydata(), 100.0)
-    hollow = [line for line in middle.lines if line.get_markerfacecolor() == "white"]
-    assert [line.get_ydata().tolist() for line in hollow] == [[0.5], [0.5]]
+    drawn = [line.get_ydata().tolist() for line in middle.lines[:8]]
+    assert drawn[:4] == [[0.5], [0.5], [0.5], [0.5]]
+    assert drawn[6:] == [[0.1, 0.2, 0.3, 0.4, 5.0], [0.3]]
+    assert len(middle.lines) == 2 * 2 * 3  # of three arms
 
 
 def test_the_full_scale_is_refused_without_images():
