@@ -550,7 +550,7 @@ def accuracy_claims(tickets: xr.Dataset) -> list[Claim]:
 
     claims = [
         judged("E2", figure, f"A sparse network beats its control: {ARMS[arm]}",
-               f"accuracy of k = {step} less that of the control, {share[last]}, points",
+               f"accuracy of k = {step} less {ARMS[arm]}, {share[last]}, points",
                less(last, "magnitude", step, arm, step), at_least=least, p_below=0.01)
         for step in tickets["step"].values
         for arm, least in (("random", 4.0), ("reinitialised", 1.5))
@@ -560,16 +560,16 @@ def accuracy_claims(tickets: xr.Dataset) -> list[Claim]:
     return [
         *claims,
         judged("E2", figure, "Rewinding brings no accuracy at this scale",
-               f"accuracy of k = {late} less that of k = 0, {share[middle]}, points",
+               f"accuracy of k = {late} less k = 0, {share[middle]}, points",
                less(middle, "magnitude", late, "magnitude", 0), within=0.5, expected="null"),
         judged("E2", figure, "A sparse network is as good as the dense one",
-               f"accuracy of k = 0 less that of the dense network, {share[middle]}, points",
+               f"accuracy of k = 0 less the dense network, {share[middle]}, points",
                effect(own.sel(level=middle) - own.sel(level=0)), expected="report"),
         judged("E2", figure, "At high density a random mask is as good",
-               f"accuracy of k = 0 less that of the random mask, {share[first]}, points",
+               f"accuracy of k = 0 less random mask, {share[first]}, points",
                less(first, "magnitude", 0, "random", 0), expected="report"),
         judged("E2", figure, "A dense network as small is worse",
-               f"accuracy of k = 0 less that of the smaller dense network, {share[last]}, points",
+               f"accuracy of k = 0 less smaller dense network, {share[last]}, points",
                less(last, "magnitude", 0, "smaller", 0), expected="report"),
     ]  # fmt: skip
 
@@ -579,21 +579,23 @@ def stable_claims(tickets: xr.Dataset) -> list[Claim]:
     figure = "lottery_tickets_stability"
     share = f"{percent(tickets['density'].values[tickets.attrs['parted']])} of the weights"
     claims = []
-    texts = {"order": "the order of the data", "pruning": "pruning"}
-    for name, least in (("order", 2.0), ("pruning", 1.5)):
+    for name, what, between_what, least in (
+        ("order", "the order of the data", "of two copies", 2.0),
+        ("pruning", "pruning", "from the dense network", 1.5),
+    ):
         distance = tickets[f"{name}_distance"]
         for step in tickets["step"].values:
             own = distance.sel(step=step)
             claims.append(
-                judged("E2", figure, f"Random masks are less stable to {texts[name]}",
-                       f"ratio of distances, random mask / IMP, k = {step}, {share}",
+                judged("E2", figure, f"Random masks are less stable to {what}",
+                       f"distance {between_what}, random mask / IMP, k = {step}, {share}",
                        ratio(own.sel(arm="random"), own.sel(arm="magnitude")), at_least=least)
             )  # fmt: skip
     own = tickets["pruning_distance"].sel(arm="magnitude")
     step = tickets["step"].values[-1]
     claims.append(
         judged("E2", figure, "Rewinding makes networks more stable to pruning",
-               f"distance of k = {step} less that of k = 0, {share}",
+               f"distance from the dense network, k = {step} less k = 0, {share}",
                effect(own.isel(step=-1) - own.isel(step=0)), expected="report")
     )  # fmt: skip
     return claims
@@ -620,10 +622,10 @@ def at_full_scale(results: Results) -> list[Claim]:
     return [
         *claims,
         judged("E.6", figure, "Rewinding to a step after the start works where step 0 does not",
-               f"accuracy of k = {step} less that of k = 0, {share}, points",
+               f"accuracy of k = {step} less k = 0, {share}, points",
                effect(own.isel(step=-1) - own.sel(step=0)), at_least=1.5),
         judged("E.6", figure, "Weights of step 0 are no better than a random mask",
-               f"accuracy of k = 0 less that of the random mask, {share}, points",
+               f"accuracy of k = 0 less random mask, {share}, points",
                effect(own.sel(step=0) - sparse.sel(arm="random", step=0)),
                within=1, expected="null"),
         *(replace(one, condition="", verdict="reported") for one in stable_claims(tickets)),
