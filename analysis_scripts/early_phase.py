@@ -130,7 +130,7 @@ RESNET = Network(
 SCALES = {
     "tiny": Scale(
         tuple(replace(one, steps=(8,), levels=1, epochs=4) for one in (SHALLOW, DEEP)),
-        num_seeds=2, num_train=300, pretrained=(1, 2), blurred=4, watched=20, num_spectra=2, top=2,
+        num_seeds=2, num_train=300, pretrained=(1,), blurred=4, watched=20, num_spectra=2, top=2,
         num_measured=100,
     ),
     "small": Scale(
