@@ -155,6 +155,14 @@ def test_d1_does_not_show_without_any_rise_and_leaves_out_what_diverged():
     assert few[0].mean == pytest.approx(RISES[1:].mean())
 
 
+def test_d1_goes_without_a_control_that_diverged():
+    found = restarts(RISES, np.zeros(8))
+    found["line_loss"].loc[{"schedule": DECAYED}] = np.nan
+    gate, _, control = study.judge_restarts(found)
+    assert gate.verdict == "shows"
+    assert np.isnan(control.mean)
+
+
 def test_d1_at_full_scale_asks_for_no_test_of_few_seeds():
     gate = study.judge_restarts(restarts([0.1, 0.2], [0.01, 0.02], scale="full"))[0]
     assert gate.verdict == "shows"
