@@ -741,7 +741,9 @@ def accuracy_figure(tickets: xr.Dataset) -> Drawn:
         for number, (arm, label) in enumerate(ARMS.items()):
             own = accuracy.sel(arm=arm, step=steps[0] if arm == "smaller" else step)
             there = own.notnull().all("seed").values
-            style: dict[str, Any] = {} if arm == "magnitude" else {"marker": "o", "ls": "--"}
+            style: dict[str, Any] = (
+                {} if arm == "magnitude" else {"marker": "o", "ms": 2.5, "ls": "--"}
+            )
             band(ax, density[there], own.values[:, there], label, color=f"C{number}", **style)
         ax.set_title(f"Rewound to step {step}")
         ax.set_ylabel("test accuracy (%)")
@@ -749,13 +751,15 @@ def accuracy_figure(tickets: xr.Dataset) -> Drawn:
     for number, step in enumerate(steps[1:], start=5):
         own = accuracy.sel(arm="magnitude")
         band(gain, density[1:], (own.sel(step=step) - own.sel(step=steps[0])).values[:, 1:],
-             f"step {step} less step {steps[0]}", color=f"C{number}")  # fmt: skip
+             f"step {step}", color=f"C{number}")  # fmt: skip
     gain.axhline(0, color="0.6", lw=0.6, ls=":")
-    gain.set_title("Gain of rewinding later")
-    gain.set_ylabel("difference in accuracy (points)")
+    several = len(steps) > 2
+    gain.set_title(f"Gain{'' if several else f' of step {steps[-1]}'} over step {steps[0]}")
+    gain.set_ylabel("accuracy gained (points)")
     for ax in (first, second, gain):
         density_axis(ax, density)
-    gain.legend()
+    if several:
+        gain.legend()
     fig.legend(*first.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return Drawn(
         fig,
