@@ -11,8 +11,8 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -58,6 +58,7 @@ class Settings:
     device: str = "auto"
     force: bool = False
     progress: bool | None = None
+    executor: Executor | None = None
 
     @property
     def folder(self) -> Path:
@@ -83,21 +84,32 @@ class Settings:
             raise ValueError(f"{error}.\n{CIFAR}") from error
         return train, test
 
-    def train(self, runs: Sequence[Run], *, stack: int | str | None = None) -> list[Ended]:
-        """Train runs into this study's folder; what is finished is not trained again.
+    @property
+    def runs_folder(self) -> Path:
+        """The folder of all runs of this study."""
+        return self.folder / "runs"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of `experiments.train`, for functions that hand them on.
 
         Stacks have a fixed size below the full scale, so that the same command gives the same bits.
         """
-        size = stack or ("auto" if self.scale == "full" else min(24, -(-len(runs) // self.workers)))
-        with self._pool() as executor:
-            return experiments.train(
-                runs, self.folder / "runs", device=self.device, stack=size,
-                executor=executor, progress=self.progress,
-            )  # fmt: skip
+        return {
+            "device": self.device, "executor": self.executor, "progress": self.progress,
+            "stack": "auto" if self.scale == "full" else 24,
+        }  # fmt: skip
+
+    def train(self, runs: Sequence[Run], *, stack: int | None = None) -> list[Ended]:
+        """Train runs into this study's folder; what is finished is not trained again."""
+        options = self.options | ({"stack": stack} if stack else {})
+        if isinstance(options["stack"], int):
+            options["stack"] = min(options["stack"], -(-len(runs) // self.workers))
+        return experiments.train(runs, self.runs_folder, **options)
 
     def runs(self, name: str | Run) -> Path:
         """The folder of a run, where its checkpoints are."""
-        return self.folder / "runs" / (name.name if isinstance(name, Run) else name)
+        return self.runs_folder / (name.name if isinstance(name, Run) else name)
 
     def kept(self, name: str, compute: Callable[[], xr.Dataset]) -> xr.Dataset:
         """The result `name.h5` of this study, or what `compute` gives, which is then written there.
@@ -127,13 +139,6 @@ class Settings:
         raise ValueError(
             f"{self.study} at full scale trains for {epochs:,.0f} epochs, which takes about "
             f"{hours:,.0f} hours without a GPU. Use a machine with one, --scale small, or --force"
-        )
-
-    def _pool(self) -> Any:
-        if self.workers == 1:
-            return nullcontext()
-        return ProcessPoolExecutor(
-            self.workers, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
         )
 
 
@@ -402,7 +407,8 @@ def run_study(
             if not found:
                 raise ValueError(f"{settings.folder} holds no results; call without --only figure")
         else:
-            found = measure(settings)
+            with workers(settings.workers) as executor:
+                found = measure(replace(settings, executor=executor))
     except (ValueError, RunError, OSError) as error:
         raise SystemExit(f"{script.name}: {error}") from error
     seconds = time.perf_counter() - started
@@ -416,6 +422,15 @@ def run_study(
     claims = judge(found)
     _write_summary(settings, title, drawn, claims, seconds)
     print(claims_table(claims))
+
+
+def workers(num: int) -> AbstractContextManager[Executor | None]:
+    """Processes that train, with a thread each; none for one, which is this process itself."""
+    if num == 1:
+        return nullcontext()
+    return ProcessPoolExecutor(
+        num, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    )
 
 
 def _parsed(

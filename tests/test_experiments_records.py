@@ -18,6 +18,7 @@ from landscape.experiments.records import (
     save_record,
     written,
 )
+from landscape.experiments.settings import described
 
 RUN = Run(
     name="a", make_model=models.mlp, data=Batches(torch.zeros(9, 4), torch.zeros(9).long()),
@@ -83,3 +84,14 @@ def test_a_damaged_run_json_is_named(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(RunError, match="run.json cannot be read"):
         read_run(tmp_path)
+
+
+def test_a_function_of_a_script_is_the_same_one_in_a_worker(monkeypatch):
+    def make():
+        return None
+
+    monkeypatch.setattr(make, "__qualname__", "make")
+    monkeypatch.setattr(make, "__module__", "__main__")
+    here = described(make)
+    monkeypatch.setattr(make, "__module__", "__mp_main__")  # as spawned processes import a script
+    assert described(make) == here == "__main__:make"

@@ -76,7 +76,8 @@ def _function(function: Callable[..., Any]) -> Any:
 
 
 def _place(thing: Any) -> str:
-    return f"{thing.__module__}:{thing.__qualname__}"
+    module = thing.__module__.replace("__mp_main__", "__main__")  # a script in a worker
+    return f"{module}:{thing.__qualname__}"
 
 
 def _digest(tensor: Tensor) -> str:
