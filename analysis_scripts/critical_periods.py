@@ -69,7 +69,6 @@ from shared import (
 
 RATE = 0.05
 DEFICITS = ("blur", "noise", "flip", "permuted")
-WORDS = {"blur": "blur", "noise": "noise", "flip": "upside\ndown", "permuted": "permuted\nlabels"}
 ANNEALED, CONSTANT, RE_ANNEALED = "annealed", "constant", "re-annealed"
 LR_POLICIES: dict[str, Policy] = {  # a constant rate is the same whatever clock it follows
     ANNEALED: "continue", CONSTANT: "continue", RE_ANNEALED: "re-anneal",
@@ -637,7 +636,7 @@ def draw(results: Mapping[str, xr.Dataset]) -> dict[str, Drawn]:
 
 def removal_figure(removal: xr.Dataset, windows: xr.Dataset) -> Drawn:
     """Accuracy against the end of the blur, and the loss by its onset."""
-    fig, axes = panels(2, height=2.2)
+    fig, axes = panels(2, height=2.5)
     left, right = axes[0]
     for policy in removal["policy"].values:
         own = points(removal["test_accuracy"].sel(policy=policy).transpose("seed", "removal"))
@@ -694,14 +693,14 @@ def deficit_figure(results: Mapping[str, xr.Dataset]) -> Drawn:
     accuracy = {arm: points(result["test_accuracy"].sel(arm=arm)) for arm in result["arm"].values}
     names = [name for name in DEFICITS if name in accuracy]
     for place, (arm, against) in enumerate(
-        (("fresh", "clean epochs alone"), ("none", "equally long"))
+        (("fresh", "clean epochs alone"), ("none", "a run as long"))
     ):
         arms = {name: accuracy[name] - accuracy[arm] for name in names}
         dots(
             right, arms, 0.12 * (2 * place - 1), against, color=f"C{4 + place}", marker="v^"[place]
         )
-    right.set(title=f"until epoch {result.attrs['until']}, re-annealed")
-    right.legend(title="compared with no deficit,", loc="best")
+    right.set(title=f"until epoch {result.attrs['until']}, {result.attrs['examples']} images")
+    right.legend(title="re-annealed, compared with", loc="best")
     axes[0, 0].set_ylabel("change of test accuracy (points)")
     return Drawn(
         fig,
@@ -709,18 +708,20 @@ def deficit_figure(results: Mapping[str, xr.Dataset]) -> Drawn:
         f"{result.attrs['clean']} clean epochs of annealing, from networks without deficit that "
         "have only the clean epochs, or equally many in all "
         f"({result.sizes['seed']} seeds). Bars are 95 % t intervals of the mean over "
-        "paired seeds.",
+        "paired seeds. Flip: images upside down; permuted: labels of other classes.",
     )
 
 
 def fisher_figure(result: xr.Dataset) -> Drawn:
     """The total trace through training, and the shares of layers with and without deficit."""
-    fig, axes = panels(3, height=2.4)
+    fig, axes = panels(3, height=2.5)
     total = result["trace"].sum("layer").transpose("arm", "seed", "epoch")
     ends = list(dict.fromkeys(int(end) for end in result["removal"].values))
     for arm in result["arm"].values:
         end, policy = int(result["removal"].sel(arm=arm)), str(result["policy"].sel(arm=arm).values)
-        look = {"color": f"C{ends.index(end)}", "ls": "-" if policy == ANNEALED else ":"}
+        look: dict[str, Any] = {
+            "color": f"C{ends.index(end)}", "ls": "-" if policy == ANNEALED else ":",
+        }  # fmt: skip
         label = (f"blur to {end}" if end else "no blur") if policy == ANNEALED else None
         geometric_band(axes[0, 0], result["epoch"], total.sel(arm=arm), label, **look)
     if CONSTANT in result["policy"]:
@@ -732,21 +733,28 @@ def fisher_figure(result: xr.Dataset) -> Drawn:
         for layer, look in zip(layers, layer_styles(len(layers)), strict=True):
             own = shares.sel(arm=f"{ANNEALED} {end}", layer=layer)
             band(ax, result["epoch"], own, layer, **look)
-        ax.set(ylim=(0, 100), title=f"layers, blur to {end}" if end else "layers, no blur")
+        ax.set(ylim=(0, 100), title=f"blur to {end}" if end else "no blur")
     axes[0, 1].set_ylabel("share of the trace (%)")
+    last = int(result["epoch"][-1])
     for ax in axes[0]:
-        ax.set(xlabel="epoch", xlim=(0, result["epoch"][-1]))
+        ax.set_xscale("symlog", linthresh=10, linscale=0.7)
+        ax.set(xlabel="epoch", xlim=(0, last))
+        ticks = [tick for tick in (0, 5, 10, 20, 50, 100, 200) if tick <= last]
+        ax.set_xticks(ticks, [str(tick) for tick in ticks])
+        ax.set_xticks([], minor=True)
         for end in ends[1:] if ax is axes[0, 0] else ends[-1:] if ax is axes[0, 2] else []:
             ax.axvline(end, color="0.8", lw=0.8, zorder=0)
-    axes[0, 0].legend(loc="best")
-    axes[0, 1].legend(loc="best")
+    arms, shown = (ax.get_legend_handles_labels() for ax in axes[0, :2])
+    fig.legend(*arms, loc="outside upper left", ncols=2)
+    fig.legend(*shown, loc="outside upper right", ncols=2 if len(layers) < 5 else 3)
     return Drawn(
         fig,
         "Trace of the Fisher information through training, with blurred images until the epochs "
-        "of the vertical lines, or without blur: the total (geometric mean over seeds), and the "
-        "share of each layer, in order. On "
-        f"{result.attrs['images']} clean training images; the learning rate falls by 3 % an epoch, "
-        "or is constant (dotted). "
+        "of the vertical lines, or without blur. Left: the total (geometric mean over seeds); the "
+        "learning rate falls by 3 % an epoch, or is constant (dotted). Others: the share of each "
+        "layer, with the former. On "
+        f"{result.attrs['images']} clean training images; epochs are linear up to 10, then "
+        "logarithmic. "
         f"Bands are 95 % t intervals of the mean over {result.sizes['seed']} seeds.",
     )
 
@@ -768,7 +776,7 @@ def dots(ax: Axes, arms: Mapping[str, np.ndarray], shift: float, label: str, **l
     errors = [[one.mean - one.low for one in found], [one.high - one.mean for one in found]]
     places = np.arange(len(arms)) + shift
     ax.errorbar(places, means, errors, ls="none", capsize=2, label=label, **look)
-    ax.set_xticks(range(len(arms)), [WORDS[name] for name in arms])
+    ax.set_xticks(range(len(arms)), list(arms))
     ax.axhline(0, color="0.6", lw=0.6, zorder=0)
 
 

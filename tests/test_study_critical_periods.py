@@ -244,4 +244,4 @@ def test_figures_are_drawn_from_results_with_and_without_the_controls():
     drawn = study.draw(bare)
     assert "12 seeds" in drawn["critical_periods_removal"].caption
     (ax,) = drawn["critical_periods_deficits"].figure.axes
-    assert [text.get_text() for text in ax.get_xticklabels()] == ["blur", "noise", "upside\ndown"]
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["blur", "noise", "flip"]
