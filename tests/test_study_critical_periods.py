@@ -148,7 +148,7 @@ def results_with(
     )  # fmt: skip
     deficits = made_up(
         ("arm",), [0, 0.3, blur, noise, -0.1, -0.4],
-        {"arm": ["fresh", "none", *study.DEFICITS]}, until=120, clean=60,
+        {"arm": ["fresh", "none", *study.DEFICITS]}, until=120, clean=60, examples=300,
     )  # fmt: skip
     sweep = made_up(
         ("policy", "deficit"), [[-1, -1, -1], [0, 0, 0]],
