@@ -783,10 +783,10 @@ def _judge_telemetry(own: xr.Dataset, name: str) -> list[Claim]:
     return [
         told("flips", "a few per cent of the signs flip in the first ten iterations",
              "signs flipped at iteration 10 (%)", effect(points(at_ten["sign_flips"]))),
-        told("away", "the distance to the initial weights grows all the time",
+        told("away", "the distance to the initial weights grows through the first iterations",
              "least change between checkpoints of the mean distance to step 0",
              effect(away[:, away.mean(0).argmin()])),
-        told("near", "the distance to the final weights shrinks all the time",
+        told("near", "the distance to the final weights shrinks through the first iterations",
              "largest change between checkpoints of the mean distance to the end",
              effect(near[:, near.mean(0).argmax()])),
         told("gradient", "the gradient falls at once",
