@@ -563,8 +563,8 @@ def draw_barriers(barriers: xr.Dataset, initial: xr.Dataset) -> Drawn:
         fig,
         "Left: what is left of the barrier in train loss on the straight line between two networks "
         "when the units of one are permuted to match the other's, with REPAIR, and on a trained "
-        "Bezier curve; means with 95 % t intervals over pairs that share no network and no draw of "
-        f"the data (grey: pairs; {sizes.min()} to {sizes.max()} for each problem). Batch-norm "
+        "Bezier curve; means with 95 % t intervals over pairs that share no network (grey: pairs; "
+        f"{sizes.min()} to {sizes.max()} for each problem). Batch-norm "
         "statistics are recalibrated at each point on the line, with REPAIR and on the curve, and "
         "interpolated where alignment is by itself. Right: train loss on the line from the "
         f"initial to the final weights (geometric mean, 95 % over {initial.sizes['pair']} runs).",
