@@ -144,7 +144,7 @@ class Settings:
 
 def seconds_of_epoch(run: Run) -> float:
     """About how long an epoch of a run takes here: from the fastest of three batches."""
-    size = run.batch_size(0) if callable(run.batch_size) else run.batch_size
+    size = run.batch_size_at(0)
     inputs, targets = next(iter(replace(run.data, batch_size=size)))
     model = run.build().train()
     taken = []

@@ -106,14 +106,20 @@ class Noise:
 # Numbers ------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_what_a_plain_loop_computes(tmp_path):
-    run = a_run(make_model=partial(double, MLP), data=in_double(DATA), weight_decay=0.01)
+@pytest.mark.parametrize("last_batch", ["even", "smaller"])
+def test_a_run_is_what_a_plain_loop_computes(tmp_path, last_batch):
+    run = a_run(
+        make_model=partial(double, MLP),
+        data=in_double(DATA),
+        weight_decay=0.01,
+        last_batch=last_batch,
+    )
     train(run, tmp_path)
     model = run.build()
     optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
     for epoch in range(3):
         order = torch.randperm(50, generator=generator(0, ORDER, epoch))
-        for index in order.tensor_split(4):
+        for index in order.tensor_split(4) if last_batch == "even" else order.split(16):
             optimiser.zero_grad()
             inputs = DATA.inputs[index].double()
             F.cross_entropy(model(inputs), DATA.targets[index]).backward()
@@ -229,6 +235,23 @@ def test_every_example_is_seen_once_in_each_epoch_in_batches_of_nearly_one_size(
     assert all(torch.equal(a[0], b[0]) for a, b in zip(batches, again, strict=True))
     assert not torch.equal(batches[0][0], other[0][0])
     assert torch.equal(seen([a_run()], 0, first=2)[0][0], batches[2][0])
+
+
+def test_the_last_batch_may_have_what_is_left():
+    sizes = [len(targets[0]) for _, targets in seen([a_run(last_batch="smaller")], 0)]
+    assert sizes == [16, 16, 16, 2]
+    whole = a_run(last_batch="smaller", batch_size=lambda epoch: 25 if epoch else 10)
+    assert [len(targets[0]) for _, targets in seen([whole], 0)] == [10] * 5
+    assert [len(targets[0]) for _, targets in seen([whole], 1)] == [25, 25]
+    with pytest.raises(ValueError, match="last_batch must be 'even' or 'smaller', got 'drop'"):
+        a_run(last_batch="drop")
+
+
+def test_runs_of_unlike_batches_train_apart(tmp_path):
+    runs = [a_run("even"), a_run("smaller", last_batch="smaller"), a_run("too", lr=0.1)]
+    train(runs, tmp_path, stack=3)
+    together = [json.loads((tmp_path / run.name / "run.json").read_text()) for run in runs]
+    assert [one["together"] for one in together] == [["even", "too"], ["smaller"], ["even", "too"]]
 
 
 def test_outside_their_windows_views_and_augmentations_leave_no_trace():

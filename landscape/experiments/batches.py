@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -142,7 +143,7 @@ def epoch_batches(
     """Inputs and targets (n, batch, ...) of the steps of an epoch, from step `first` on."""
     begin, end = runs[0].timeline.starts[epoch : epoch + 2]
     steps = range(begin, end)
-    places = np.array_split(np.arange(pool.num), len(steps))
+    places = _places(runs[0], epoch, len(steps))
     index = _orders(runs, epoch, pool.num)
     for row, run in zip(index, runs, strict=True):
         for step, version in _shown(pool.versions[run.name], steps):
@@ -159,6 +160,15 @@ def epoch_batches(
                 drawn = _indexed(draws, (slice(None), place))
                 inputs, targets = _changed(augmentation, rows, drawn, inputs, targets)
         yield inputs, targets
+
+
+def _places(run: Run, epoch: int, num_steps: int) -> list[NDArray[np.int64]]:
+    """Which places of the order of an epoch make each batch."""
+    places = np.arange(run.data.num_examples)
+    if run.last_batch == "even":
+        return np.array_split(places, num_steps)
+    size = run.batch_size_at(epoch)
+    return np.split(places, range(size, len(places), size))
 
 
 def _orders(runs: Sequence[Run], epoch: int, num: int) -> Tensor:

@@ -293,10 +293,14 @@ class Run:
     and error are measured after each `test_every` epochs.
 
     Each epoch goes through all examples in a new order, in as few batches as hold no more than
-    `batch_size` examples, whose sizes differ by one at most. `batch_size` may be a function of the
-    number of the epoch. `lr`, `momentum` (beta 1 of Adam), `weight_decay` and `knobs` are numbers
-    or schedules. `optimiser`: `"sgd"`, `"nesterov"`, `"adam"`, or `"adamw"` (decoupled decay), as
-    in torch. Parameters whose names match a pattern of `undecayed` have no weight decay.
+    `batch_size` examples, which may be a function of the number of the epoch. With `last_batch`
+    `"even"` their sizes differ by one at most. With `"smaller"` all have `batch_size` examples but
+    the last, which has what is left, as with a `DataLoader` of torch: where that is little, its
+    step can be most of the noise of training.
+
+    `lr`, `momentum` (beta 1 of Adam), `weight_decay` and `knobs` are numbers or schedules.
+    `optimiser`: `"sgd"`, `"nesterov"`, `"adam"`, or `"adamw"` (decoupled decay), as in torch.
+    Parameters whose names match a pattern of `undecayed` have no weight decay.
 
     `precision="bfloat16"` computes outputs in mixed precision (`torch.autocast`); weights, loss and
     updates keep their dtype. `channels_last` gives the model images in that memory format, and
@@ -323,6 +327,7 @@ class Run:
     data: Batches
     epochs: int
     batch_size: int | Callable[[int], int] = 128
+    last_batch: Literal["even", "smaller"] = "even"
     lr: Scalar = 0.1
     momentum: Scalar = 0.9
     weight_decay: Scalar = 0.0
@@ -360,6 +365,8 @@ class Run:
             raise ValueError(
                 f"optimiser must be one of {', '.join(OPTIMISERS)}, got {self.optimiser!r}"
             )
+        if self.last_batch not in ("even", "smaller"):
+            raise ValueError(f"last_batch must be 'even' or 'smaller', got {self.last_batch!r}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
         if self.lr_policy not in POLICIES:
@@ -388,11 +395,15 @@ class Run:
         """The number of steps on the clock when training begins."""
         return self.start.step if self.start else 0
 
+    def batch_size_at(self, epoch: int) -> int:
+        """The largest number of examples in a batch of an epoch."""
+        return self.batch_size(epoch) if callable(self.batch_size) else self.batch_size
+
     @cached_property
     def timeline(self) -> Timeline:
         """Which step lies in which epoch."""
-        size, num = self.batch_size, self.data.num_examples
-        sizes = [size(epoch) if callable(size) else size for epoch in range(self.epochs)]
+        num = self.data.num_examples
+        sizes = [self.batch_size_at(epoch) for epoch in range(self.epochs)]
         if min(sizes) < 1 or max(sizes) > num:
             raise ValueError(
                 f"batch_size must be 1 to {num}, the number of training examples, got "

@@ -398,7 +398,8 @@ def _teams(
     groups: dict[str, list[Run]] = {}
     for run in runs:
         sizes = [run.data.num_examples, run.test.num_examples if run.test else 0, run.first_step]
-        parts = [run.make_model, run.batch_size, run.optimiser, run.objective, *sorted(run.knobs)]
+        batches = [run.batch_size, run.last_batch]
+        parts = [run.make_model, *batches, run.optimiser, run.objective, *sorted(run.knobs)]
         alone = run.name if run.channels_last or run.compiled else ""
         alike = json.dumps([sizes, run.precision, alone, described(parts)])
         groups.setdefault(json.dumps([begun[run.name], alike]), []).append(run)
