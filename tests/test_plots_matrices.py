@@ -57,6 +57,18 @@ def test_values_stand_in_their_cells():
     assert not plots.matrix(barriers(13), axes()).texts
 
 
+@pytest.mark.parametrize(
+    ("scale", "text"), [(0.007, "0.014"), (0.047, "0.09"), (0.47, "0.94"), (0.5, "1.0"), (40, "80")]
+)
+def test_values_have_the_decimals_of_their_own_panel(scale, text):
+    result = barriers()
+    result["loss"][:] *= scale  # the median that is not 0 is 2, between s0 and s2
+    result["loss"][0, 0, 1] = np.nan
+    for top in (None, 1000.0):
+        ax = plots.matrix(result, axes(), split="train", top=top)
+        assert {one.get_position(): one.get_text() for one in ax.texts}[0, 1] == text
+
+
 def test_a_matrix_without_any_finite_barrier_is_hatched():
     result = barriers()
     figure = plots.figure(result.assign(loss=np.nan * result["loss"]), y=["loss"])

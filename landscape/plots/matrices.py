@@ -27,10 +27,11 @@ def matrix(
 ) -> Axes:
     """Draw the barriers between all pairs of runs, ordered by basin, each basin outlined.
 
-    Within a basin the runs keep their order. Up to 12 runs have their values written. `top`: the
-    value of the last colour, the largest by default; give the same to panels that are compared. The
-    line in the colour bar (`bar`) is the threshold below which two runs share a basin, if it is one
-    for this measure. Barriers that are not finite are hatched.
+    Within a basin the runs keep their order. Up to 12 runs have their values written, in as many
+    decimals as the median asks for. `top`: the value of the last colour, the largest by default;
+    give the same to panels that are compared. The line in the colour bar (`bar`) is the threshold
+    below which two runs share a basin, if it is one for this measure. Barriers that are not finite
+    are hatched.
 
     Raises `ValueError` if the result has no such measure over run and other_run.
     """
@@ -46,8 +47,7 @@ def matrix(
     ax.set(aspect="equal", xlim=borders[[0, -1]], ylim=borders[[-1, 0]])
     hatch(ax, positions, positions, lost)
     if num <= MOST_WRITTEN:
-        decimals = int(np.clip(1 - np.floor(np.log10(highest or 1.0)), 0, 3))
-        write(ax, image, values, decimals)
+        write(ax, image, values, decimals_of(values))
     for basin in np.unique(basins) if "basin" in chosen else []:
         inside = np.flatnonzero(basins == basin)
         corner, size = inside[0] - 0.5, len(inside)
@@ -63,6 +63,16 @@ def matrix(
         threshold_bar(result, ax, image, y)
         fit_texts(ax, num)
     return ax
+
+
+def decimals_of(values: NDArray[np.float64]) -> int:
+    """How many decimals, 0 to 3, tell the values of a panel apart, by their median size but for 0.
+
+    Of the panel itself, which may be far below others that it is compared with.
+    """
+    sizes = np.abs(values[np.isfinite(values) & (values != 0)])
+    middle = np.median(sizes) if sizes.size else 1.0
+    return 3 - int(np.searchsorted([0.03, 1.0, 10.0], middle, side="right"))
 
 
 def fit_texts(ax: Axes, num: int) -> None:
