@@ -2,7 +2,6 @@
 
 import json
 import math
-from functools import partial
 from types import MappingProxyType
 
 import numpy as np
@@ -14,8 +13,8 @@ from numpy.testing import assert_allclose
 import warm_starts
 from landscape import datasets, plots
 from landscape.datasets import Batches
-from landscape.experiments import Run
-from warm_starts import gap, judge, mixed, pattern_cnn, patterns, runs_of, times, two_thirds
+from shared import Settings
+from warm_starts import gap, judge, mixed, pattern_cnn, patterns, runs_of, two_thirds
 
 SEEDS = np.arange(6)
 CHANGES = MappingProxyType({seed: 0.1 * (seed - 2.5) for seed in SEEDS.tolist()})  # mean 0
@@ -73,15 +72,14 @@ def test_arms_by_their_factor():
 
 
 def test_the_full_scale_can_be_described():
-    plan = warm_starts.full()
-    data = partial(two_thirds, datasets.synthetic(num_examples=48))
-    for network in (*plan.networks, plan.online):
-        (run,) = runs_of(network, data, [3], 16)
-        assert isinstance(run, Run)
+    plan = warm_starts.full(datasets.synthetic(num_examples=200))
+    settings = Settings("warm_starts", "full", num_seeds=2)
+    for network in (*plan["networks"], plan["online"]):
+        run, _ = runs_of(settings, plan, "shares", network)
         assert json.loads(json.dumps(run.settings()))["lr"] == 1e-3
         (inputs, _) = next(iter(run.data))
-        assert run.build()(inputs).shape == (32, 10)
-    assert len({network.name for network in plan.networks}) == len(plan.networks)
+        assert run.build()(inputs[:2]).shape == (2, 10)
+    assert len({name for name, _ in plan["networks"]}) == len(plan["networks"])
 
 
 # Effects ------------------------------------------------------------------------------------------
@@ -119,13 +117,6 @@ def test_a_gap_counts_only_where_both_have_learned():
     assert len(gap(found, "fresh", "warm", 0.0)) == 6
 
 
-def test_ratios_have_their_geometric_mean():
-    found = times(np.array([2.0, 8.0]))
-    assert_allclose(found.mean, 4.0)
-    assert_allclose(found.low * found.high, 16.0)  # symmetric in the logarithm
-    assert found.num == 2
-
-
 # Verdicts -----------------------------------------------------------------------------------------
 
 
@@ -146,7 +137,7 @@ def made_up(*, scale="small", warm=0.88, mended=0.9, ratio=400.0, online_warm=0.
         "setting",
     ).assign_coords(
         setting=[f"{name}, 0.5" for name in names], network=("setting", list(names)),
-        share=("setting", [0.5, 0.5]), learned=("setting", [0.99, 0.0]),
+        share=("setting", [0.5, 0.5]),
     ).assign_attrs(scale=scale)  # fmt: skip
     mixed_arm = "shrink 0.4" if scale == "full" else "shrink-perturb"
     last = results_of(
@@ -231,14 +222,20 @@ def test_at_full_scale_the_gap_is_gated_and_the_rest_is_told():
     assert ("A.6", "does not show") in {(one.criterion, one.verdict) for one in judge(few)}
 
 
-def test_networks_stand_beside_each_other():
+def test_settings_stand_below_each_other():
     found = made_up(scale="full")["shares"]
-    found["epochs"].loc[{"arm": "warm", "setting": "ResNet-18, SGD, 0.5"}] = 0.25
+    each = [found.isel(setting=i) for i in range(2)]
     with plots.paper_style():
-        _, axes = warm_starts.panels(2)
-        warm_starts.draw_networks(found, *axes[0])
-    names = [label.get_text() for label in axes[0, 0].get_yticklabels()]
-    assert names == ["ResNet-18, SGD", "logistic regression"]
-    gaps, ratios = (ax.containers[0].lines[0].get_xdata(orig=False) for ax in axes[0])
-    assert_allclose(gaps, [3.0, 0.1], atol=0.02)
-    assert_allclose(ratios, [0.25, 1.0])
+        _, axes = warm_starts.panels(1)
+        warm_starts.draw_rows(
+            {str(i): warm_starts.lost(one) for i, one in enumerate(each)}, axes[0, 0], 0
+        )
+    assert [label.get_text() for label in axes[0, 0].get_yticklabels()] == ["0", "1"]
+    (line,) = axes[0, 0].containers[0].lines[:1]
+    assert_allclose(line.get_xdata(orig=False), [3.0, 0.1], atol=0.02)
+    assert_allclose(line.get_ydata(orig=False), [0, 1])
+
+
+def test_a_time_is_that_of_an_arm_in_those_of_fresh():
+    found = results_of({"fresh": 0.9, "warm": 0.9}, epochs={"fresh": 8.0, "warm": 2.0})
+    assert_allclose(warm_starts.time_of(found["epochs"]).mean, 0.25)
