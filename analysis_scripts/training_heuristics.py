@@ -1,18 +1,18 @@
 """Why do warm restarts, warm-up and distillation work? Lines and curves, CCA, frozen layers.
 
-`python analysis_scripts/training_heuristics.py --scale small`
+    python analysis_scripts/training_heuristics.py --scale small
 
 Gotmare, Keskar, Xiong & Socher (arXiv 1810.13243), in three parts.
 
-Restarts: between two ends of cycles, the training loss on the straight line and on a trained curve,
-and their plane with the iterates in between. The control is a run with step decay, a tenth from a
-half and from three quarters of training on, between the same epochs. On the digits, batches of 64
-(in fact 60, as all batches of an epoch are alike) have too little noise to throw a run out of its
-basin. A last batch of 4 images, which a loader of 900 images gives that does not balance its
-batches, is enough for that; balanced batches of 32 have the same noise, and both sizes are shown.
+Restarts: the training loss between two ends of cycles, on the straight line and on a trained curve,
+and their plane with the iterates in between. The control has step decay, a tenth from a half and
+from three quarters of training on, between the same epochs. Batches of 64 have too little noise to
+throw a run out of its basin: of 900 digits they are 15 of 60, as all batches of an epoch are alike.
+A loader that leaves a last batch of 4 images makes enough, and balanced batches of 32 have the same
+noise; both sizes are shown.
 
-Warm-up: networks that are trained with large batches and a high learning rate, with warm-up,
-without, and with some layers frozen in its place.
+Warm-up: large batches and a high learning rate, with warm-up, without, and with some layers frozen
+in its place.
 
 Distillation: how alike, by SVCCA, the layers of a teacher are to those of students that learn from
 it and that learn from labels.
@@ -23,9 +23,9 @@ trained without augmentation. The student has three convolutions; the paper's is
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
@@ -33,32 +33,21 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
-from torch import nn
 from torch.nn.functional import cross_entropy
 
-from landscape import (
-    Task,
-    compare_layers,
-    connect,
-    evaluate,
-    experiments,
-    interpolate,
-    models,
-    plane,
-    plots,
-    results,
-    surface,
-)
+import landscape
+from landscape import Task, models, plots, results
 from landscape.analyses.connectivity import curve_of
 from landscape.analyses.layers import layer_convergence
 from landscape.analyses.surface import covering
 from landscape.datasets import Batches
-from landscape.experiments import At, During, Ended, Run, Seeds, Window
+from landscape.experiments import At, During, Run, Seeds, Window
 from landscape.experiments.augmentations import Flip, Shift
 from landscape.experiments.branches import checkpoint_at, fresh_seed, last_checkpoint
+from landscape.experiments.comparisons import outcomes
 from landscape.experiments.distillation import distilled
 from landscape.experiments.schedules import Step, WarmRestarts, Warmup, cycle_ends
-from landscape.families import project
+from landscape.families import plane, project
 from landscape.results import dataset
 from landscape.states import State, distance, norm
 from landscape.task import wrong
@@ -84,9 +73,11 @@ NONE, WARMED, LAST, FIRST, SMALL = (
 TAUGHT, PLAIN = "distilled", "labels only"
 SUCCESS = 0.95  # training accuracy
 CHANCE = 0.1
+T = np.linspace(0, 1, 25)  # on lines and curves
+Plan = dict[str, Any]
 
 
-# What is run at each scale ------------------------------------------------------------------------
+# Settings -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -101,558 +92,304 @@ class Case:
         return f"epochs {self.first} to {self.last}, batches of {self.batch_size}"
 
 
-@dataclass(frozen=True)
-class Restarts:
-    """Runs with restarts, the cases that are looked at, and the curves there."""
+def small(
+    num: int = 900,
+    epochs: int = 60,
+    first_cycle: int = 10,
+    ends: tuple[int, int] = (30, 70),
+    window: int = 90,
+    early: int = 30,
+) -> Plan:
+    """Fully connected networks on digits, noisy ones but for warm-up.
 
-    network: Callable[..., nn.Module]
-    seeds: int
-    num_examples: int
-    lr: float
-    first_cycle: int
-    epochs: int
-    cases: tuple[Case, ...]
-    iterates_every: int
-    curve_epochs: int
-    curve_lr: float
-    curve_batch: int
-    grid: int = 21
-    num_points: int = 25
-    noise: float = 0.7
-    augmentations: tuple[During, ...] = ()
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A way to begin: with warm-up, with frozen layers, with other batches."""
-
-    warm_up: bool = False
-    frozen: tuple[str, ...] = ()
-    batch_size: int | None = None
-    lr: float | None = None
-
-
-@dataclass(frozen=True)
-class WarmUps:
-    """Arms of large batches: `window` is the number of steps of warm-up or freezing."""
-
-    network: Callable[..., nn.Module]
-    seeds: int
-    num_examples: int
-    lr: float
-    batch_size: int
-    epochs: int
-    window: int
-    early: int
-    layers: str
-    arms: dict[str, Arm]
-    augmentations: tuple[During, ...] = ()
-
-
-@dataclass(frozen=True)
-class Teaching:
-    """A teacher and its students; `power` and `weight` are those of `Distillation`."""
-
-    teacher: Callable[..., nn.Module]
-    student: Callable[..., nn.Module]
-    seeds: int
-    num_examples: int
-    lr: float
-    batch_size: int
-    epochs: int
-    layers: str
-    power: float
-    weight: float
-    temperature: float = 4.0
-    noise: float = 0.7
-    augmentations: tuple[During, ...] = ()
-
-
-AUGMENTED = (During(Shift(4)), During(Flip()))
-
-
-def mlp(*hidden: int) -> Callable[..., nn.Module]:
-    """Makes fully connected networks for the digits."""
-    return partial(models.mlp, 64, hidden)
-
-
-RESTARTS = {
-    "small": Restarts(
-        network=mlp(64, 64, 64, 64),
-        seeds=20,
-        num_examples=900,
-        lr=0.1,
-        first_cycle=10,
-        epochs=70,
-        cases=(Case(64, 30, 70), Case(32, 30, 70)),
-        iterates_every=2,
-        curve_epochs=60,
-        curve_lr=0.02,
-        curve_batch=64,
-    ),
-    "full": Restarts(
-        network=models.vgg16,
-        seeds=3,
-        num_examples=50_000,
-        lr=0.05,
-        first_cycle=10,
-        epochs=150,
-        cases=(Case(128, 30, 70), Case(128, 70, 150)),
-        iterates_every=10,
-        curve_epochs=200,
-        curve_lr=0.015,
-        curve_batch=128,
-        noise=0.0,
-        augmentations=AUGMENTED,
-    ),
-}
-RESTARTS["tiny"] = replace(
-    RESTARTS["small"],
-    num_examples=200,
-    first_cycle=1,
-    epochs=3,
-    cases=(Case(64, 1, 3), Case(32, 1, 3)),
-    iterates_every=1,
-    curve_epochs=2,
-    num_points=5,
-    grid=5,
-)
-WARM_UPS = {
-    "small": WarmUps(
-        network=mlp(128, 128, 128, 128),
-        seeds=16,
-        num_examples=900,
-        lr=0.35,
-        batch_size=450,
-        epochs=60,
-        window=90,
-        early=30,
-        layers="relu*,output",
-        arms={
-            NONE: Arm(),
-            WARMED: Arm(warm_up=True),
-            LAST: Arm(frozen=("fc4.*", "output.*")),
-            FIRST: Arm(frozen=("fc1.*", "fc2.*", "fc3.*")),
+    `training` are fields of `Run`, which arms of warm-up change, `curve` options of `connect` and
+    `lesson` of `distilled`. `window` and `early` are steps, `every` epochs from iterate to iterate.
+    """
+    clean, noisy = (cache(partial(digits, num=num, noise=noise)) for noise in (0.0, 0.7))
+    mlp, layers, rate = partial(models.mlp, 64), "relu*,output", Step(0.35, (0.8,), unit="share")
+    return {
+        "restarts": {
+            "seeds": 20, "data": noisy, "lr": 0.1, "first_cycle": first_cycle, "every": 2,
+            "cases": (Case(64, *ends), Case(32, *ends)),
+            "training": {
+                "make_model": partial(mlp, (64,) * 4), "epochs": ends[1], "weight_decay": 5e-4,
+            },
+            "curve": {"epochs": epochs, "lr": 0.02, "batch_size": 64},
         },
-    ),
-    "full": WarmUps(
-        network=models.vgg16,
-        seeds=3,
-        num_examples=50_000,
-        lr=2.5,
-        batch_size=5_000,
-        epochs=200,
-        window=200,
-        early=30,
-        layers="block*.relu,head.output",
-        arms={
-            NONE: Arm(),
-            WARMED: Arm(warm_up=True),
-            LAST: Arm(frozen=("head.*",)),
-            SMALL: Arm(batch_size=100, lr=0.05),
+        "warm_up": {
+            "seeds": 16, "data": clean, "window": window, "early": early, "layers": layers,
+            "training": {
+                "make_model": partial(mlp, (128,) * 4), "epochs": epochs, "batch_size": num // 2,
+                "lr": rate,
+            },
+            "arms": {
+                NONE: {},
+                WARMED: {"lr": Warmup(rate, window)},
+                LAST: frozen(window, "fc4.*", "output.*"),
+                FIRST: frozen(window, "fc1.*", "fc2.*", "fc3.*"),
+            },
         },
-        augmentations=AUGMENTED,
-    ),
-}
-WARM_UPS["tiny"] = replace(
-    WARM_UPS["small"], num_examples=200, batch_size=100, epochs=3, window=4, early=2
-)
-TEACHING = {
-    "small": Teaching(
-        teacher=mlp(128, 128, 128),
-        student=mlp(32, 32, 32),
-        seeds=8,
-        num_examples=900,
-        lr=0.05,
-        batch_size=64,
-        epochs=60,
-        layers="relu*,output",
-        power=1,
-        weight=1.0,
-    ),
-    "full": Teaching(
-        teacher=models.vgg16,
-        student=partial(models.small_cnn, 3, 10, 64),
-        seeds=3,
-        num_examples=50_000,
-        lr=0.05,
-        batch_size=128,
-        epochs=200,
-        layers="block*.relu,head.output",
-        power=2,
-        weight=0.9,
-        noise=0.0,
-        augmentations=AUGMENTED,
-    ),
-}
-TEACHING["tiny"] = replace(TEACHING["small"], num_examples=200, epochs=2)
+        "distillation": {
+            "seeds": 8, "data": noisy, "layers": layers, "student": partial(mlp, (32,) * 3),
+            "training": {
+                "make_model": partial(mlp, (128,) * 3), "epochs": epochs, "batch_size": 64,
+                "lr": Step(0.05, (0.7,), unit="share"), "weight_decay": 5e-4,
+            },
+            "lesson": {"temperature": 4.0, "weight": 1.0, "power": 1},
+        },
+    }  # fmt: skip
 
 
-# Runs and analyses --------------------------------------------------------------------------------
+def tiny() -> Plan:
+    """All parts of the small scale, in seconds."""
+    plan = small(num=200, epochs=2, first_cycle=1, ends=(1, 3), window=4, early=2)
+    plan["warm_up"]["training"]["epochs"] = 3
+    return plan
+
+
+def full(images: tuple[Batches, Batches]) -> Plan:
+    """VGG-16 on CIFAR-10, with the settings of the paper where they are known."""
+    vgg16 = {"make_model": models.vgg16, "augmentations": (During(Shift(4)), During(Flip()))}
+    vgg16 |= {"epochs": 200, "batch_size": 128, "weight_decay": 5e-4}
+    layers, rate = "block*.relu,head.output", Step(2.5, (0.8,), unit="share")
+    same: Plan = {"seeds": 3, "data": lambda seed: images}
+    return {
+        "restarts": same | {
+            "lr": 0.05, "first_cycle": 10, "every": 10, "training": vgg16 | {"epochs": 150},
+            "cases": (Case(128, 30, 70), Case(128, 70, 150)),
+            "curve": {"epochs": 200, "lr": 0.015, "batch_size": 128},
+        },
+        "warm_up": same | {
+            "window": 200, "early": 30, "layers": layers,
+            "training": vgg16 | {"batch_size": 5000, "lr": rate, "weight_decay": 0.0},
+            "arms": {
+                NONE: {},
+                WARMED: {"lr": Warmup(rate, 200)},
+                LAST: frozen(200, "head.*"),
+                SMALL: {"batch_size": 100, "lr": replace(rate, initial=0.05)},
+            },
+        },
+        "distillation": same | {
+            "layers": layers, "student": partial(models.small_cnn, 3, 10, 64),
+            "training": vgg16 | {"lr": Step(0.05, (0.7,), unit="share")},
+            "lesson": {"temperature": 4.0, "weight": 0.9, "power": 2},
+        },
+    }  # fmt: skip
+
+
+def frozen(window: int, *patterns: str) -> dict[str, Any]:
+    """The field of `Run` that freezes layers for the first steps."""
+    return {"frozen": tuple(During(one, Window(0, window, "steps")) for one in patterns)}
+
+
+# Runs and results ---------------------------------------------------------------------------------
 
 
 def measure(settings: Settings) -> dict[str, xr.Dataset]:
     """Make the runs and look at them."""
-    restarts, warm_ups, teaching = (
-        settings.choose(**parts) for parts in (RESTARTS, WARM_UPS, TEACHING)
-    )
-    check_time(settings, restarts, warm_ups, teaching)
+    make = settings.choose(tiny=tiny, small=small, full=lambda: full(settings.images()))
+    restarts, warm_up, distillation = make().values()
+    epochs = len(restarts["cases"]) * restarts["curve"]["epochs"]
+    for one, num_runs in ((restarts, 2), (warm_up, len(warm_up["arms"])), (distillation, 1)):
+        epochs += num_runs * one["training"]["epochs"]  # students are short and do not count
+    seeds = settings.seeds(distillation["seeds"])
+    settings.check_time(run_of(distillation, "teacher", seeds[0]), len(seeds) * epochs)
+    lines = settings.kept("restarts", lambda: between_restarts(settings, restarts))
     return {
-        "restarts": settings.kept("restarts", lambda: between_restarts(settings, restarts)),
-        "plane": settings.kept("plane", lambda: restart_plane(settings, restarts)),
-        "warm_up": settings.kept("warm_up", lambda: beginnings(settings, warm_ups)),
-        "distillation": settings.kept("distillation", lambda: lessons(settings, teaching)),
+        "restarts": lines,
+        "plane": settings.kept("plane", lambda: restart_plane(settings, restarts, lines)),
+        "warm_up": settings.kept("warm_up", lambda: beginnings(settings, warm_up)),
+        "distillation": settings.kept("distillation", lambda: lessons(settings, distillation)),
     }
 
 
-def check_time(settings: Settings, restarts: Restarts, warm_ups: WarmUps, teach: Teaching) -> None:
-    """Refuse the full scale without a GPU: epochs of all runs and curves, and of the plane."""
-    if settings.scale != "full":
-        return
-    run = restart_runs(settings, restarts, restarts.cases[0].batch_size)[RESTARTED][0]
-    each = 2 * restarts.epochs + len(restarts.cases) * restarts.curve_epochs
-    epochs = len(settings.seeds(restarts.seeds)) * each + restarts.grid**2
-    epochs += len(settings.seeds(warm_ups.seeds)) * len(warm_ups.arms) * warm_ups.epochs
-    epochs += len(settings.seeds(teach.seeds)) * teach.epochs  # those of the students are short
-    settings.check_time(run, epochs)
+def run_of(part: Plan, name: str, seed: int, **changes: Any) -> Run:
+    """A run of a part of the study, with changes of its fields."""
+    train, test = part["data"](seed)
+    own = {"checkpoints": (), "seeds": Seeds.all(seed)}
+    fields: dict[str, Any] = {**own, **part["training"], **changes}
+    name = f"{name.replace(' ', '-')}/seed-{seed}"
+    return Run(name=name, data=train, test=test, test_every=fields["epochs"], **fields)
 
 
-def data_of(
-    settings: Settings, num_seeds: int, num_examples: int, noise: float = 0.0
-) -> dict[int, tuple[Batches, Batches]]:
-    """Training and test images for each seed; at full scale all have the same."""
-    seeds = settings.seeds(num_seeds)
-    if settings.scale == "full":
-        return dict.fromkeys(seeds, images(settings))
-    return {seed: digits(seed, num_examples, noise=noise) for seed in seeds}
+def task_of(run: Run, split: str = "data") -> Task:
+    """The loss and the error of a run's network on its training `data` or its `test` images."""
+    loss = partial(cross_entropy, reduction="none")
+    return Task(split, run.build(), loss, getattr(run, split), {"error": wrong})
 
 
-@lru_cache(maxsize=1)
-def images(settings: Settings) -> tuple[Batches, Batches]:
-    """The images of the full scale, read once."""
-    return settings.images()
+def restart_run(how: Plan, schedule: str, batch_size: int, seed: int) -> Run:
+    """A run with restarts or with step decay, and the checkpoints that are looked at."""
+    cycles = WarmRestarts(how["lr"], how["first_cycle"], factor=2)
+    run = run_of(how, f"{schedule}/batch-{batch_size}", seed, batch_size=batch_size, lr=cycles)
+    ends = cycle_ends(cycles, run)
+    if schedule == DECAYED:
+        return replace(run, lr=Step(how["lr"], (0.5, 0.75), unit="share"), checkpoints=(ends,))
+    iterates = At(run.timeline.starts[how["cases"][-1].first :: how["every"]])
+    return replace(run, checkpoints=(ends, iterates))
 
 
-def task_of(network: Callable[..., nn.Module], data: Batches) -> Task:
-    """What is evaluated: the loss and the error on some data."""
-    return Task("data", network(), partial(cross_entropy, reduction="none"), data, {"error": wrong})
+def states_of(settings: Settings, run: Run, epochs: Iterable[int]) -> list[State]:
+    """The weights of a run after so many epochs."""
+    steps = [run.timeline.starts[epoch] for epoch in epochs]
+    return [checkpoint_at(settings.runs(run), step).load() for step in steps]
 
 
-def restart_runs(settings: Settings, how: Restarts, batch_size: int) -> dict[str, list[Run]]:
-    """Runs with restarts and with step decay, one for each seed."""
-    cycles = WarmRestarts(how.lr, how.first_cycle, factor=2)
-    decay = Step(how.lr, (0.5, 0.75), unit="share")
-    first = how.cases[-1].first
-    runs: dict[str, list[Run]] = {RESTARTED: [], DECAYED: []}
-    for seed, (train, _) in data_of(settings, how.seeds, how.num_examples, how.noise).items():
-        run = Run(
-            name=f"warm-restarts/batch-{batch_size}/seed-{seed}",
-            make_model=how.network,
-            data=train,
-            epochs=how.epochs,
-            batch_size=batch_size,
-            lr=cycles,
-            weight_decay=5e-4,
-            augmentations=how.augmentations,
-            seeds=Seeds.all(seed),
-        )
-        ends = cycle_ends(cycles, run)
-        iterates = At(run.timeline.starts[first :: how.iterates_every])
-        runs[RESTARTED].append(replace(run, checkpoints=(ends, iterates)))
-        name = run.name.replace("warm-restarts", "step-decay")
-        runs[DECAYED].append(replace(run, name=name, lr=decay, checkpoints=(ends,)))
-    return runs
-
-
-def at_epoch(settings: Settings, run: Run, epoch: int) -> State:
-    """The weights of a run when so many epochs are over."""
-    return checkpoint_at(settings.runs(run), run.timeline.starts[epoch]).load()
-
-
-def between_restarts(settings: Settings, how: Restarts) -> xr.Dataset:
+def between_restarts(settings: Settings, how: Plan) -> xr.Dataset:
     """The training loss on lines and curves; nan for runs that diverged."""
-    index = xr.DataArray([str(case) for case in how.cases], dims="case", name="case")
-    found = xr.concat([in_case(settings, how, case) for case in how.cases], dim=index)
+    schedules, seeds = (RESTARTED, DECAYED), settings.seeds(how["seeds"])
+    lines = np.full((len(how["cases"]), len(schedules), len(seeds), len(T)), np.nan)
+    curves = np.full_like(lines[:, 0], np.nan)
+    for number, case in enumerate(how["cases"]):
+        runs = [restart_run(how, *one) for one in product(schedules, [case.batch_size], seeds)]
+        places = np.ndindex(lines.shape[1:3])
+        for (kind, row), run, end in zip(places, runs, settings.train(runs), strict=True):
+            if end.status == "finished":
+                a, b = states_of(settings, run, (case.first, case.last))
+                line = landscape.interpolate(task_of(run), a, b, points=T, device=settings.device)
+                lines[number, kind, row] = line["loss"]
+                if schedules[kind] == RESTARTED:
+                    curves[number, row] = curve_between(settings, how, case, run)["loss"]
     return dataset(
-        {str(name): values for name, values in found.data_vars.items()},
-        {str(name): values for name, values in found.coords.items()},
+        {
+            "line_loss": (("case", "schedule", "seed", "t"), lines),
+            "curve_loss": (("case", "seed", "t"), curves),
+        },
+        {"case": list(map(str, how["cases"])), "schedule": [*schedules], "seed": seeds, "t": T},
         analysis="restarts",
         title="lines and curves between the ends of cycles",
         scale=settings.scale,
     )
 
 
-def in_case(settings: Settings, how: Restarts, case: Case) -> xr.Dataset:
-    """The losses of a case, for each seed."""
-    runs = restart_runs(settings, how, case.batch_size)
-    ends = settings.train([run for own in runs.values() for run in own])
-    finished = {end.name for end in ends if end.status == "finished"}
-    lines = np.full((2, len(runs[RESTARTED]), how.num_points), np.nan)
-    curves = np.full(lines.shape[1:], np.nan)
-    for place, own in enumerate(runs.values()):
-        for row, run in enumerate(own):
-            if run.name in finished:
-                a, b = (at_epoch(settings, run, epoch) for epoch in (case.first, case.last))
-                lines[place, row] = interpolate(
-                    task_of(how.network, run.data),
-                    a,
-                    b,
-                    points=how.num_points,
-                    device=settings.device,
-                )["loss"]
-    for row, run in enumerate(runs[RESTARTED]):
-        if run.name in finished:
-            curves[row] = curve_between(settings, how, case, run)["loss"]
-    return xr.Dataset(
-        {
-            "line_loss": (
-                ("schedule", "seed", "t"),
-                lines,
-                {"long_name": "training loss on the line"},
-            ),
-            "curve_loss": (("seed", "t"), curves, {"long_name": "training loss on the curve"}),
-        },
-        {
-            "schedule": list(runs),
-            "seed": list(settings.seeds(how.seeds)),
-            "t": np.linspace(0, 1, how.num_points),
-        },
-    )
-
-
-def curve_between(settings: Settings, how: Restarts, case: Case, run: Run) -> xr.Dataset:
+def curve_between(settings: Settings, how: Plan, case: Case, run: Run) -> xr.Dataset:
     """A Bezier curve with one bend between the states of a run at two epochs."""
-    a, b = (at_epoch(settings, run, epoch) for epoch in (case.first, case.last))
+    a, b = states_of(settings, run, (case.first, case.last))
     return settings.kept(
-        f"curve-{case.first}-{case.last}-batch-{case.batch_size}-seed-{run.seeds.init}",
-        lambda: connect(
-            task_of(how.network, run.data),
-            a,
-            b,
-            points=how.num_points,
-            epochs=how.curve_epochs,
-            batch_size=how.curve_batch,
-            lr=how.curve_lr,
-            seed=run.seeds.order,
-            device=settings.device,
-            progress=settings.progress,
+        f"curves/{case.first}-{case.last}-batch-{case.batch_size}-seed-{run.seeds.init}",
+        lambda: landscape.connect(
+            task_of(run), a, b, points=T, seed=run.seeds.order, device=settings.device,
+            progress=settings.progress, **how["curve"],
         ),
-    )
+    )  # fmt: skip
 
 
-def restart_plane(settings: Settings, how: Restarts) -> xr.Dataset:
+def restart_plane(settings: Settings, how: Plan, lines: xr.Dataset) -> xr.Dataset:
     """The plane of line and curve with the iterates: last case, the seed whose line rises most."""
-    case = how.cases[-1]
-    lines = settings.kept("restarts", lambda: between_restarts(settings, how))
+    case = how["cases"][-1]
     rises = rise(lines["line_loss"].sel(schedule=RESTARTED, case=str(case)))
-    run = restart_runs(settings, how, case.batch_size)[RESTARTED][int(rises.argmax("seed"))]
-    epochs = range(case.first, case.last + 1, how.iterates_every)
-    a, *_, b = iterates = [at_epoch(settings, run, epoch) for epoch in epochs]
+    run = restart_run(how, RESTARTED, case.batch_size, int(rises.idxmax("seed")))
+    epochs = range(case.first, case.last + 1, how["every"])
+    a, *_, b = iterates = states_of(settings, run, epochs)
     curve = curve_of(curve_between(settings, how, case, run), a, b)
     bend = curve.controls[1]
     through = plane(a, b, bend)
     places, off = zip(*(project(through, state) for state in [*iterates, bend]), strict=True)
-    x, y = covering(np.array(places), [how.grid] * 2, 0.25)
-    drawn = surface(
-        task_of(how.network, run.data),
-        through,
-        x=x,
-        y=y,
+    x, y = covering(np.array(places), [21, 21], 0.25)
+    drawn = landscape.surface(
+        task_of(run), through, x=x, y=y, curve=curve, device=settings.device,
         marks={f"$w_{{{case.first}}}$": a, f"$w_{{{case.last}}}$": b, "bend": bend},
-        curve=curve,
-        device=settings.device,
-    )
-    path = np.column_stack([places, off])[:-1].T
-    words = ("first coordinate", "second coordinate", "distance from the plane")
-    return drawn.assign(
-        {
-            f"iterate_{name}": ("epoch", values, {"long_name": text, "units": "distance"})
-            for name, values, text in zip(("x", "y", "distance"), path, words, strict=True)
-        }
-    ).assign_coords(epoch=("epoch", epochs, {"long_name": "epoch"})).assign_attrs(
-        seed=run.seeds.init, case=str(case)
     )  # fmt: skip
+    path = np.column_stack([places, off])[:-1].T
+    words = {"long_name": "iterates in the plane", "units": "distance"}
+    for name, values in zip(("x", "y", "distance"), path, strict=True):
+        drawn[f"iterate_{name}"] = ("epoch", values, words)
+    drawn["epoch"] = ("epoch", list(epochs), {"long_name": "epoch"})
+    return drawn.assign_attrs(seed=run.seeds.init, case=str(case))
 
 
-def beginnings(settings: Settings, how: WarmUps) -> xr.Dataset:
-    """How the arms of warm-up end, and what each layer did at first."""
-    data = data_of(settings, how.seeds, how.num_examples)
-    runs = [warm_up_run(how, name, seed, *data[seed]) for name in how.arms for seed in data]
+def warm_up_run(how: Plan, arm: str, seed: int) -> Run:
+    """The run of an arm and seed."""
+    looked = At([how["early"], how["window"]])
+    return run_of(how, arm, seed, checkpoints=(looked,), **how["arms"][arm])
+
+
+def beginnings(settings: Settings, how: Plan) -> xr.Dataset:
+    """How the arms of warm-up end, and what each layer did at first; nan for what diverged."""
+    seeds, early, window = settings.seeds(how["seeds"]), how["early"], how["window"]
+    runs = [warm_up_run(how, *one) for one in product(how["arms"], seeds)]
     ends = settings.train(runs)
-    weights = [n for n, one in how.network().named_parameters() if one.ndim > 1]
-    shape = len(how.arms), len(data)
-    curves = np.full((*shape, how.epochs), np.nan)
+    weights = [name for name, one in runs[0].build().named_parameters() if one.ndim > 1]
+    shape = len(how["arms"]), len(seeds)
+    curves = np.full((*shape, runs[0].epochs), np.nan)
     alike, moves = (np.full((*shape, len(weights)), np.nan) for _ in range(2))
-    reached, tested = (np.full(shape, np.nan) for _ in range(2))
+    reached = np.full(shape, np.nan)
     for place, run, end in zip(np.ndindex(shape), runs, ends, strict=True):
-        record = results.load(end.folder / "record.h5")
-        curves[place][: record.sizes["epoch"]] = 1 - record["train_error"]
-        _, test = data[run.seeds.init]
-        alike[place] = changed(settings, how, test, end)
-        moves[place] = moved(how, end, weights)
+        errors = results.load(end.folder / "record.h5")["train_error"]
+        curves[place][: len(errors)] = 1 - errors
+        start, soon, late = (checkpoint_at(end.folder, step) for step in (0, early, window))
+        if end.step >= early:
+            a, b = start.load(), soon.load()
+            moves[place] = [distance({n: a[n]}, {n: b[n]}) / norm({n: a[n]}) for n in weights]
+        if end.step >= window:
+            with warnings.catch_warnings():  # of layers that no longer vary
+                warnings.filterwarnings("ignore", ".*values that are nan")
+                alike[place] = layer_convergence(
+                    task_of(run, "test"), [late], start, layers=how["layers"], measure="svcca",
+                    blocks=0, device=settings.device,
+                )["svcca"][0]  # fmt: skip
         if end.status == "finished":
-            task = task_of(how.network, run.data)
-            final = evaluate(task, [last_checkpoint(end).load()], device=settings.device)
+            last = last_checkpoint(end).load()
+            final = landscape.evaluate(task_of(run), [last], device=settings.device)
             reached[place] = 1 - final["error"].item()
-            tested[place] = 1 - record["test_error"][-1]
+    tested = outcomes(runs, settings.runs_folder)["test_accuracy"].values.reshape(shape)
     each = ("arm", "seed")
     return dataset(
         {
-            "accuracy": ((*each, "epoch"), curves, {"long_name": "training accuracy"}),
-            "train_accuracy": (each, reached, {"long_name": "training accuracy at the end"}),
-            "test_accuracy": (each, tested, {"long_name": "test accuracy at the end"}),
+            "accuracy": ((*each, "epoch"), curves, {"long_name": "accuracy while training"}),
+            "train_accuracy": (each, reached),
+            "test_accuracy": (each, tested),
             "svcca": ((*each, "layer"), alike, {"long_name": "SVCCA with the first step"}),
             "move": ((*each, "layer"), moves, {"long_name": "change of weights over their norm"}),
         },
         {
-            "arm": list(how.arms),
-            "seed": list(data),
-            "epoch": np.arange(1, how.epochs + 1),
+            "arm": list(how["arms"]), "seed": seeds, "epoch": np.arange(1, runs[0].epochs + 1),
             "layer": np.arange(1, len(weights) + 1),
         },
-        analysis="warm-up",
-        title="warm-up and frozen layers",
-        scale=settings.scale,
-        window=how.window,
-        window_epochs=runs[0].timeline.at(how.window).epoch,
-        early=how.early,
-    )
+        analysis="warm-up", title="warm-up and frozen layers", scale=settings.scale,
+        window=window, window_epochs=runs[0].timeline.at(window).epoch, early=early,
+    )  # fmt: skip
 
 
-def warm_up_run(how: WarmUps, name: str, seed: int, train: Batches, test: Batches) -> Run:
-    """The run of an arm and seed."""
-    arm = how.arms[name]
-    rate = Step(arm.lr or how.lr, (0.8,), unit="share")
-    window = Window(0, how.window, "steps")
-    return Run(
-        name=f"{name.replace(' ', '-')}/seed-{seed}",
-        make_model=how.network,
-        data=train,
-        test=test,
-        test_every=how.epochs,
-        epochs=how.epochs,
-        batch_size=arm.batch_size or how.batch_size,
-        lr=Warmup(rate, how.window) if arm.warm_up else rate,
-        frozen=tuple(During(pattern, window) for pattern in arm.frozen),
-        augmentations=how.augmentations,
-        seeds=Seeds.all(seed),
-        checkpoints=(At([how.early, how.window]),),
-    )
-
-
-def changed(settings: Settings, how: WarmUps, test: Batches, end: Ended) -> Any:
-    """SVCCA of each layer between the first step and the end of the window, on test images.
-
-    Runs that diverged before have none, nor has a layer that no longer varies: nan.
-    """
-    if end.step < how.window:
-        return np.nan
-    start, later = (checkpoint_at(end.folder, step) for step in (0, how.window))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*values that are nan")
-        found = layer_convergence(
-            task_of(how.network, test),
-            [later],
-            start,
-            layers=how.layers,
-            measure="svcca",
-            blocks=0,
-            device=settings.device,
-        )
-    return found["svcca"].values[0]
-
-
-def moved(how: WarmUps, end: Ended, weights: Sequence[str]) -> Any:
-    """How far the weights of each layer are from their start, over the norm that they had."""
-    if end.step < how.early:
-        return np.nan
-    start, later = (checkpoint_at(end.folder, step).load() for step in (0, how.early))
-    own = [({n: start[n]}, {n: later[n]}) for n in weights]
-    return [distance(a, b) / norm(a) for a, b in own]
-
-
-def lessons(settings: Settings, how: Teaching) -> xr.Dataset:
+def lessons(settings: Settings, how: Plan) -> xr.Dataset:
     """SVCCA of the layers of students with those of teachers at the same share of the depth."""
-    data = data_of(settings, how.seeds, how.num_examples, how.noise)
-    teachers, students = [], []
-    for seed, (train, test) in data.items():
-        run = Run(
-            name=f"teacher/seed-{seed}",
-            make_model=how.teacher,
-            data=train,
-            test=test,
-            test_every=how.epochs,
-            epochs=how.epochs,
-            batch_size=how.batch_size,
-            lr=Step(how.lr, (0.7,), unit="share"),
-            weight_decay=5e-4,
-            augmentations=how.augmentations,
-            seeds=Seeds.all(seed),
-            checkpoints=(),
-        )
-        teachers.append(run)
-        own = Seeds.all(fresh_seed(seed, 1))
-        name = f"labels-only/seed-{seed}"
-        students.append(replace(run, name=name, make_model=how.student, seeds=own))
+    seeds = settings.seeds(how["seeds"])
+    teachers = [run_of(how, "teacher", seed) for seed in seeds]
     known = [last_checkpoint(end) for end in settings.train(teachers)]
-    taught = [
-        replace(
-            distilled(
-                run,
-                how.teacher(),
-                known,
-                teacher=row,
-                temperature=how.temperature,
-                weight=how.weight,
-                power=how.power,
-            ),
-            name=run.name.replace("labels-only", TAUGHT),
-        )
-        for row, run in enumerate(students)
-    ]
-    ends = settings.train([*taught, *students])
-    tests = [test for _, test in data.values()]
-    found = []
-    for end, teacher, test in zip(ends, known * 2, tests * 2, strict=True):
-        all_pairs = compare_layers(
-            task_of(how.teacher, test),
-            teacher,
-            last_checkpoint(end),
-            other_model=how.student(),
-            layers=how.layers,
-            measure="svcca",
-            blocks=0,
-            device=settings.device,
-        )["svcca"].values
-        found.append([all_pairs[pair] for pair in same_depth(*all_pairs.shape)])
-    table = np.array(found).reshape(2, len(data), -1)
-    names = [run.name for run in (*teachers, *taught, *students)]
-    outcomes = experiments.comparisons.outcomes(names, settings.folder / "runs")
-    accuracies = outcomes["test_accuracy"].values.reshape(3, -1)
+    students = []
+    for arm, (row, seed) in product((TAUGHT, PLAIN), enumerate(seeds)):
+        own = Seeds.all(fresh_seed(seed, 1))
+        run = run_of(how, arm, seed, make_model=how["student"], seeds=own)
+        if arm == TAUGHT:
+            run = distilled(run, teachers[0].build(), known, teacher=row, **how["lesson"])
+        students.append(run)
+    alike = []
+    ends = settings.train(students)
+    for run, end, other, state in zip(students, ends, teachers * 2, known * 2, strict=True):
+        pairs = landscape.compare_layers(
+            task_of(other, "test"), state, last_checkpoint(end), other_model=run.build(),
+            layers=how["layers"], measure="svcca", blocks=0, device=settings.device,
+        )["svcca"].values  # fmt: skip
+        alike.append([pairs[pair] for pair in same_depth(*pairs.shape)])
+    table = np.reshape(alike, (2, len(seeds), -1))
+    tested = outcomes([*teachers, *students], settings.runs_folder)["test_accuracy"].values
     return dataset(
         {
             "svcca": (("arm", "seed", "layer"), table, {"long_name": "SVCCA with the teacher"}),
-            "test_accuracy": (("network", "seed"), accuracies, {"long_name": "test accuracy"}),
+            "test_accuracy": (("network", "seed"), tested.reshape(3, -1)),
         },
         {
-            "arm": [TAUGHT, PLAIN],
-            "network": ["teacher", TAUGHT, PLAIN],
-            "seed": list(data),
+            "arm": [TAUGHT, PLAIN], "network": ["teacher", TAUGHT, PLAIN], "seed": seeds,
             "layer": np.arange(1, table.shape[-1] + 1),
         },
-        analysis="distillation",
-        title="layers of teachers and students",
-        scale=settings.scale,
-    )
+        analysis="distillation", title="layers of teachers and students", scale=settings.scale,
+    )  # fmt: skip
 
 
 def same_depth(num_teacher: int, num_student: int) -> list[tuple[int, int]]:
     """For each layer of a student, from 0, that of the teacher at the same share of the depth."""
     shares = (np.arange(num_student) + 1) / num_student
     return [(round(share * num_teacher) - 1, own) for own, share in enumerate(shares)]
-
-
-# Numbers ------------------------------------------------------------------------------------------
 
 
 def rise(loss: xr.DataArray) -> xr.DataArray:
@@ -671,177 +408,6 @@ def gain(distillation: xr.Dataset) -> xr.DataArray:
     return distillation["svcca"].sel(arm=TAUGHT) - distillation["svcca"].sel(arm=PLAIN)
 
 
-# Verdicts -----------------------------------------------------------------------------------------
-
-
-def judge(found: Results) -> list[Claim]:
-    """The verdicts on what the paper claims."""
-    return [
-        *judge_restarts(found["restarts"]),
-        *judge_warm_up(found["warm_up"]),
-        *judge_distillation(found["distillation"]),
-    ]
-
-
-def judge_restarts(found: xr.Dataset) -> list[Claim]:
-    """D1 in each case: the line rises, and the curve hardly does. Runs that diverged are left out.
-
-    At full scale there are too few seeds for the test.
-    """
-    figure, claims = "training_heuristics_restarts", []
-    for case in found["case"].values:
-        one = found.sel(case=case)
-        lines = rise(one["line_loss"])
-        both = np.stack([lines.sel(schedule=RESTARTED), rise(one["curve_loss"])])
-        line, curve = both[:, np.isfinite(both).all(0)]
-        control = whole(lines.sel(schedule=DECAYED))
-        holds = {
-            f"line {line.mean():.2g} >= 5 x curve {curve.mean():.2g}": line.mean()
-            >= 5 * curve.mean(),
-            "line > 0": line.mean() > 0,
-        }
-        claims += [
-            judged(
-                "D1",
-                figure,
-                "The ends of two cycles are separated on the line and joined by a curve",
-                f"rise of the training loss, line less curve, {case}",
-                effect(line - curve, test="wilcoxon"),
-                p_below=None if found.attrs["scale"] == "full" else 0.05,
-                also=holds,
-            ),
-            judged(
-                "D1",
-                figure,
-                "The rise is that of the seeds that leave their basin",
-                f"seeds of {len(line)} with a rise above 0.01, {case}",
-                float((line > 0.01).sum()),
-                expected="report",
-            ),
-            judged(
-                "D1",
-                figure,
-                "Control: the line between the same epochs without restarts",
-                f"rise of the training loss on the line, {DECAYED}, {case}",
-                effect(control, test="wilcoxon") if len(control) else np.nan,
-                expected="report",
-            ),
-        ]
-    return claims
-
-
-def judge_warm_up(found: xr.Dataset) -> list[Claim]:
-    """D2: which arms learn; and what the last layer does at first, of runs that are finite."""
-    full = found.attrs["scale"] == "full"
-    claims = judge_accuracies(found) if full else judge_successes(found)
-    last = found.isel(layer=-1)
-    early, window = found.attrs["early"], found.attrs["window"]
-    texts: dict[str, tuple[str, Callable[..., Any]]] = {
-        "move": (f"relative move of the last layer in {early} steps, median", np.median),
-        "svcca": (f"SVCCA of the last layer, steps 0 and {window}, mean", np.mean),
-    }
-    for (name, (text, middle)), arm in product(texts.items(), (NONE, WARMED)):
-        values = whole(last[name].sel(arm=arm))
-        claims.append(
-            judged(
-                "D2",
-                "training_heuristics_warm_up",
-                "Warm-up keeps the last layer near its start",
-                f"{text} of {len(values)} runs, {arm}",
-                float(middle(values)) if len(values) else np.nan,
-                expected="report",
-            )
-        )
-    return claims
-
-
-def judge_successes(found: xr.Dataset) -> list[Claim]:
-    """How many runs learn, of 16; runs that diverged do not."""
-    num = found.sizes["seed"]
-    successes = (found["train_accuracy"] > SUCCESS).sum("seed")
-    limits: dict[str, tuple[str, dict[str, Any]]] = {
-        NONE: ("Without warm-up large batches fail", {"at_most": 3 * num / 16}),
-        WARMED: ("Warm-up mends it", {"at_least": 12 * num / 16}),
-        LAST: (
-            "Freezing the last two layers does as well",
-            {"at_least": 12 * num / 16},
-        ),
-        FIRST: ("Freezing the first three layers does not", {"at_most": 3 * num / 16}),
-    }
-    return [
-        judged(
-            "D2", "training_heuristics_warm_up", claim,
-            f"runs of {num} with training accuracy above {SUCCESS:.0%}, {arm}",
-            float(successes.sel(arm=arm)), **limit,
-        )
-        for arm, (claim, limit) in limits.items()
-    ]  # fmt: skip
-
-
-def judge_accuracies(found: xr.Dataset) -> list[Claim]:
-    """Test accuracies in points; runs that diverged count as 0."""
-    tested = points(found["test_accuracy"].fillna(0.0))
-    arm = dict(zip(found["arm"].values, tested, strict=True))
-    figure = "training_heuristics_warm_up"
-    return [
-        judged(
-            "D2", figure, "Without warm-up large batches end worse",
-            f"test accuracy, points, {WARMED} less {NONE}",
-            effect(arm[WARMED] - arm[NONE]), at_least=1.0,
-        ),
-        judged(
-            "D2", figure, "Frozen last layers end as warm-up does",
-            f"test accuracy, points, {LAST} less {WARMED}",
-            effect(arm[LAST] - arm[WARMED]), within=1.0,
-        ),
-        judged(
-            "D2", figure, "Small batches, for comparison",
-            f"test accuracy, points, {SMALL} less {WARMED}",
-            effect(arm[SMALL] - arm[WARMED]), expected="report",
-        ),
-    ]  # fmt: skip
-
-
-def judge_distillation(found: xr.Dataset) -> list[Claim]:
-    """D3: what the teacher gives sits in the last layers."""
-    figure, more = "training_heuristics_distillation", gain(found)
-    first, last = more.isel(layer=0), more.isel(layer=-1)
-    if found.attrs["scale"] == "full":
-        third = max(1, found.sizes["layer"] // 3)
-        upper = more.isel(layer=slice(-third, None)).mean("layer")
-        lower = more.isel(layer=slice(None, -third)).mean("layer")
-        claims = [
-            judged(
-                "D3", figure, "A student takes from its teacher in its last layers",
-                "gain of SVCCA, last third of the layers less the others",
-                effect(upper - lower), also={"> 0": float((upper - lower).mean()) > 0},
-            )
-        ]  # fmt: skip
-    else:
-        apart = float((last - first).mean())
-        claims = [
-            judged(
-                "D3", figure, "A student takes from its teacher in its last layers",
-                "gain of SVCCA with the teacher at the last layer", effect(last),
-                at_least=0.03, p_below=0.01,
-                also={f"above layer 1 by {apart:.3f} >= 0.03": apart >= 0.03},
-            )
-        ]  # fmt: skip
-    tested = points(found["test_accuracy"])
-    return [
-        *claims,
-        judged(
-            "D3", figure, "The gain is larger at the last layer than at the first",
-            "gain of SVCCA, last layer less first", effect(last - first), expected="report",
-        ),
-        judged(
-            "D3", figure, "Distilled students, for comparison",
-            "test accuracy, points, distilled less labels only",
-            effect(tested[1] - tested[2]), expected="report",
-        ),
-    ]  # fmt: skip
-
-
 # Figures ------------------------------------------------------------------------------------------
 
 
@@ -856,10 +422,9 @@ def draw(found: Results) -> dict[str, Drawn]:
 
 def draw_restarts(found: xr.Dataset, plane: xr.Dataset) -> Drawn:
     """Lines and curves, how far each rises, and the plane with the iterates."""
-    fig, axes = panels(2, 2, height=1.95)
-    left, right = axes[1]
+    fig, (axes, (left, right)) = panels(2, 2, height=1.95)
     cases = found["case"].values
-    for number, (ax, case) in enumerate(zip(axes[0], cases, strict=True)):
+    for number, (ax, case) in enumerate(zip(axes, cases, strict=True)):
         one = found.sel(case=case)
         losses = {
             f"line, {RESTARTED}": (one["line_loss"].sel(schedule=RESTARTED), "-"),
@@ -881,21 +446,18 @@ def draw_restarts(found: xr.Dataset, plane: xr.Dataset) -> Drawn:
     right.plot(plane["iterate_x"], plane["iterate_y"], "o-", color="C1", ms=2, lw=0.7, zorder=4)
     plots.contours(plane, right, levels=plots.levels_for([plane], num=7))
     right.set(title=f"seed {plane.attrs['seed']}, {plane.attrs['case']}")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    every = int(np.diff(plane["epoch"].values)[0])
-    off = float(plane["iterate_distance"].max())
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    every, off = int(np.diff(plane["epoch"])[0]), float(plane["iterate_distance"].max())
     caption = (
         "Training loss between the ends of two cycles of warm restarts, on the straight line and "
         "on a trained Bezier curve with one bend, and on the line between the same epochs of runs "
         "with step decay, to a tenth at a half and at three quarters of training; "
-        f"{found.sizes['seed']} seeds but those that diverged. Top: geometric "
-        "means over seeds with 95 % t intervals. Bottom left: how far each seed rises above the "
-        "higher end (small dots), and the means over seeds (large dots), on an axis that is linear "
-        "below 0.001. "
-        "Bottom right: training loss in "
-        "the plane of the two ends and the bend, for the seed whose line rises most, with the "
-        f"curve (black) and the projected iterates, one for each {every} epochs (orange, up to "
-        f"{off:.2g} off the plane)."
+        f"{found.sizes['seed']} seeds but those that diverged. Top: geometric means over seeds "
+        "with 95 % t intervals. Bottom left: how far each seed rises above the higher end (small "
+        "dots), and the means over seeds (large dots), on an axis that is linear below 0.001. "
+        "Bottom right: training loss in the plane of the two ends and the bend, for the seed whose "
+        f"line rises most, with the curve (black) and the projected iterates, one for each {every} "
+        f"epochs (orange, up to {off:.2g} off the plane)."
     )
     return Drawn(fig, caption)
 
@@ -905,35 +467,31 @@ def draw_warm_up(found: xr.Dataset) -> Drawn:
     fig, (axes,) = panels(3)
     num_arms = found.sizes["arm"]
     for number, arm in enumerate(found["arm"].values):
-        one = found.sel(arm=arm)
-        style: dict[str, Any] = {"color": f"C{number}"}
-        band(axes[0], one["epoch"], points(one["accuracy"].fillna(CHANCE)), arm, **style)
+        one, colour = found.sel(arm=arm), f"C{number}"
+        band(axes[0], one["epoch"], points(one["accuracy"].fillna(CHANCE)), arm, color=colour)
+        shift = 0.18 * (number - (num_arms - 1) / 2)
         for ax, name in zip(axes[1:], ("svcca", "move"), strict=True):
-            by_layer(ax, one[name], 0.18 * (number - (num_arms - 1) / 2), **style)
+            for layer in one["layer"].values:
+                own = whole(one[name].sel(layer=layer))
+                if own.any():
+                    dots(ax, layer + shift, own, np.median, color=colour)
     early, window = found.attrs["early"], found.attrs["window"]
     axes[0].axvline(found.attrs["window_epochs"], color="0.5", lw=0.6, ls=":")
     axes[0].set(xlabel="epoch", ylabel="training accuracy (%)", ylim=(0, 102))
     axes[1].set(xlabel="layer", ylabel=f"SVCCA of steps 0 and {window}")
     axes[2].set(xlabel="layer", ylabel=f"relative move in {early} steps", yscale="log")
+    for ax in axes[1:]:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=num_arms)
     caption = (
         f"Large batches at a high learning rate, {found.sizes['seed']} seeds. Left: training "
         "accuracy, mean with 95 % t interval; runs that diverged count as chance, and warm-up and "
-        "freezing end at the dotted line. Middle: SVCCA of each layer between the first step and "
-        f"step {window}, where warm-up and freezing end, on test images. Right: change of the "
-        "weights of each layer over their norm; frozen layers are left out. Small dots are runs "
-        "that are finite at that step, large ones their medians."
+        f"freezing end at the dotted line. Middle: SVCCA of each layer at step {window}, where "
+        "these end, with itself at step 0, on test images. Right: change of the weights in the "
+        f"first {early} steps over their norm at the start; frozen layers are left out. Small dots "
+        "are runs that are finite at that step, large ones their medians."
     )
     return Drawn(fig, caption)
-
-
-def by_layer(ax: Axes, values: xr.DataArray, shift: float, **style: Any) -> None:
-    """Each run and the median of all, for each layer; `shift` keeps arms apart."""
-    for layer in values["layer"].values:
-        own = whole(values.sel(layer=layer))
-        if own.any():
-            dots(ax, layer + shift, own, np.median, **style)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def dots(
@@ -946,24 +504,154 @@ def dots(
 
 def draw_distillation(found: xr.Dataset) -> Drawn:
     """How alike students and teachers are, by layer, and what the teaching adds."""
-    fig, axes = panels(2)
-    left, right = axes[0]
+    fig, ((left, right),) = panels(2)
     for arm in found["arm"].values:
         band(left, found["layer"], found["svcca"].sel(arm=arm), arm, marker="o")
     left.set(xlabel="layer", ylabel="SVCCA with the teacher")
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.legend(loc="upper left")
-    more = gain(found)
-    bars(right, {str(layer): more.sel(layer=layer) for layer in found["layer"].values})
+    bars(right, {str(layer): own for layer, own in gain(found).groupby("layer")})
     right.axhline(0, color="0.5", lw=0.6, zorder=0)
     right.set(xlabel="layer", ylabel="gain of SVCCA by distillation")
     caption = (
-        f"SVCCA on test images between layers of a teacher and of smaller students of the same "
-        f"initial weights, {found.sizes['seed']} seeds. Left: students that learn from the "
-        "teacher's answers and from labels only, means with 95 % t intervals. Right: the "
-        "difference for each seed (grey), with its mean and 95 % t interval."
+        "SVCCA on test images between layers of a teacher and of smaller students, "
+        f"{found.sizes['seed']} seeds. Left: students that learn from the teacher's answers and "
+        "from labels only, both from the same initial weights; means with 95 % t intervals. Right: "
+        "the difference for each seed (grey), with its mean and 95 % t interval."
     )
     return Drawn(fig, caption)
+
+
+# Verdicts -----------------------------------------------------------------------------------------
+
+
+def judge(found: Results) -> list[Claim]:
+    """The verdicts on what the paper claims."""
+    return [
+        *judge_restarts(found["restarts"]),
+        *judge_warm_up(found["warm_up"]),
+        *judge_distillation(found["distillation"]),
+    ]
+
+
+def judge_restarts(found: xr.Dataset) -> list[Claim]:
+    """D1 in each case: the line rises, and the curve hardly does. Runs that diverged are left out.
+
+    At full scale there are too few seeds for the test.
+    """
+    claim, claims = partial(judged, "D1", "training_heuristics_restarts"), []
+    for case in found["case"].values:
+        one = found.sel(case=case)
+        lines = rise(one["line_loss"])
+        both = np.stack([lines.sel(schedule=RESTARTED), rise(one["curve_loss"])])
+        line, curve = both[:, np.isfinite(both).all(0)]
+        control = whole(lines.sel(schedule=DECAYED))
+        high, low = line.mean(), curve.mean()
+        claims += [
+            claim(
+                "The ends of two cycles are separated on the line and joined by a curve",
+                f"rise of the training loss, line less curve, {case}",
+                effect(line - curve, test="wilcoxon"),
+                p_below=None if found.attrs["scale"] == "full" else 0.05,
+                also={
+                    f"line {high:.2g} >= 5 x curve {low:.2g}": high >= 5 * low,
+                    "line > 0": high > 0,
+                },
+            ),
+            claim(
+                "The rise is that of the seeds that leave their basin",
+                f"seeds of {len(line)} with a rise above 0.01, {case}",
+                float((line > 0.01).sum()), expected="report",
+            ),
+            claim(
+                "Control: the line between the same epochs without restarts",
+                f"rise of the training loss on the line, {DECAYED}, {case}",
+                effect(control, test="wilcoxon") if len(control) else np.nan, expected="report",
+            ),
+        ]  # fmt: skip
+    return claims
+
+
+def judge_warm_up(found: xr.Dataset) -> list[Claim]:
+    """D2: which arms learn, or end well; and what the last layer does at first.
+
+    Runs that diverged do not learn, their test accuracies count as 0, and the last layer is that of
+    runs that are finite.
+    """
+    num, early, window = found.sizes["seed"], found.attrs["early"], found.attrs["window"]
+    few, many, told = {"at_most": 3 * num / 16}, {"at_least": 12 * num / 16}, {"expected": "report"}
+    rows: list[tuple[str, str, Any, Any]] = []
+    if found.attrs["scale"] == "full":
+        tested = points(found["test_accuracy"].fillna(0.0))
+        arms = dict(zip(found["arm"].values, tested, strict=True))
+        rows += [
+            (text, f"test accuracy, points, {a} less {b}", effect(arms[a] - arms[b]), limit)
+            for text, a, b, limit in (
+                ("Without warm-up large batches end worse", WARMED, NONE, {"at_least": 1.0}),
+                ("Frozen last layers end as warm-up does", LAST, WARMED, {"within": 1.0}),
+                ("Small batches, for comparison", SMALL, WARMED, told),
+            )
+        ]
+    else:
+        learned = (found["train_accuracy"] > SUCCESS).sum("seed")
+        quantity = f"runs of {num} with training accuracy above {SUCCESS:.0%}"
+        rows += [
+            (text, f"{quantity}, {arm}", float(learned.sel(arm=arm)), limit)
+            for text, arm, limit in (
+                ("Without warm-up large batches fail", NONE, few),
+                ("Warm-up mends it", WARMED, many),
+                ("Freezing the last two layers does as well", LAST, many),
+                ("Freezing the first three layers does not", FIRST, few),
+            )
+        ]
+    texts: dict[str, tuple[str, Callable[..., Any]]] = {
+        "move": (f"relative move of the last layer in {early} steps, median", np.median),
+        "svcca": (f"SVCCA of the last layer, steps 0 and {window}, mean", np.mean),
+    }
+    for (name, (text, middle)), arm in product(texts.items(), (NONE, WARMED)):
+        values = whole(found[name].sel(arm=arm).isel(layer=-1))
+        value = float(middle(values)) if len(values) else np.nan
+        quantity = f"{text} of {len(values)} runs, {arm}"
+        rows.append(("Warm-up keeps the last layer near its start", quantity, value, told))
+    return [
+        judged("D2", "training_heuristics_warm_up", text, quantity, value, **limit)
+        for text, quantity, value, limit in rows
+    ]
+
+
+def judge_distillation(found: xr.Dataset) -> list[Claim]:
+    """D3: what the teacher gives sits in the last layers."""
+    claim = partial(judged, "D3", "training_heuristics_distillation")
+    more, tested = gain(found), points(found["test_accuracy"])
+    first, last = more.isel(layer=0), more.isel(layer=-1)
+    text = "A student takes from its teacher in its last layers"
+    if found.attrs["scale"] == "full":
+        third = max(1, found.sizes["layer"] // 3)
+        upper, lower = (more.isel(layer=part) for part in (slice(-third, None), slice(-third)))
+        apart = effect(upper.mean("layer") - lower.mean("layer"))
+        main = claim(
+            text, "gain of SVCCA, last third of the layers less the others", apart,
+            also={"> 0": apart.mean > 0},
+        )  # fmt: skip
+    else:
+        above = float((last - first).mean())
+        main = claim(
+            text, "gain of SVCCA with the teacher at the last layer", effect(last),
+            at_least=0.03, p_below=0.01,
+            also={f"above layer 1 by {above:.3f} >= 0.03": above >= 0.03},
+        )  # fmt: skip
+    return [
+        main,
+        claim(
+            "The gain is larger at the last layer than at the first",
+            "gain of SVCCA, last layer less first", effect(last - first), expected="report",
+        ),
+        claim(
+            "Distilled students, for comparison",
+            "test accuracy, points, distilled less labels only",
+            effect(tested[1] - tested[2]), expected="report",
+        ),
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """The study of training heuristics: its runs, rises and layers, and verdicts on made-up results."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from numpy.testing import assert_allclose
 
@@ -18,15 +20,14 @@ from training_heuristics import (
     NONE,
     PLAIN,
     RESTARTED,
-    RESTARTS,
     SMALL,
     TAUGHT,
-    WARM_UPS,
     WARMED,
-    Arm,
-    restart_runs,
+    restart_run,
     rise,
     same_depth,
+    small,
+    tiny,
     warm_up_run,
     whole,
 )
@@ -39,40 +40,34 @@ BUMP = np.array([0.0, 0.5, 1.0, 0.5, 0.0])
 
 
 def test_restarts_and_decay_leave_the_ends_of_cycles_in_runs_that_differ_in_the_rate_alone():
-    settings = Settings("training_heuristics", num_seeds=2)
-    how = RESTARTS["small"]
-    runs = restart_runs(settings, how, 64)
-    for restarted, decayed in zip(runs[RESTARTED], runs[DECAYED], strict=True):
-        epochs = {restarted.timeline.at(step).epoch for step in restarted.checkpoint_steps}
-        assert epochs == {0, 10, 30, *range(30, 71, 2)}
-        epochs = {decayed.timeline.at(step).epoch for step in decayed.checkpoint_steps}
-        assert epochs == {0, 10, 30, 70}
-        rates = [restarted.lr(restarted.timeline.at(15 * epoch)) for epoch in (0, 10, 20, 30, 50)]
-        assert_allclose(rates, [0.1, 0.1, 0.05, 0.1, 0.05])
-        rates = [decayed.lr(decayed.timeline.at(15 * epoch)) for epoch in (0, 34, 35, 52, 53)]
-        assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001])
-        same = replace(decayed, name="a", lr=0.1, checkpoints=())
-        assert same.settings() == replace(restarted, name="a", lr=0.1, checkpoints=()).settings()
+    how = small()["restarts"]
+    restarted, decayed = (restart_run(how, schedule, 64, 2) for schedule in (RESTARTED, DECAYED))
+    epochs = {restarted.timeline.at(step).epoch for step in restarted.checkpoint_steps}
+    assert epochs == {0, 10, 30, *range(30, 71, 2)}
+    epochs = {decayed.timeline.at(step).epoch for step in decayed.checkpoint_steps}
+    assert epochs == {0, 10, 30, 70}
+    rates = [restarted.lr(restarted.timeline.at(15 * epoch)) for epoch in (0, 10, 20, 30, 50)]
+    assert_allclose(rates, [0.1, 0.1, 0.05, 0.1, 0.05])
+    rates = [decayed.lr(decayed.timeline.at(15 * epoch)) for epoch in (0, 34, 35, 52, 53)]
+    assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001])
+    same = replace(decayed, name="a", lr=0.1, checkpoints=())
+    assert same.settings() == replace(restarted, name="a", lr=0.1, checkpoints=()).settings()
 
 
 def test_even_batches_of_32_have_the_noise_of_batches_of_64_with_a_last_one_of_4():
     """Of 900 images: the variance of a gradient is that of an example over the batch size."""
     uneven = np.mean(1 / np.array([64] * 14 + [4]))
     assert uneven == pytest.approx(1 / 32)
-    settings = Settings("training_heuristics", num_seeds=2)
-    noise = {}
-    for size in (32, 64):
-        run = restart_runs(settings, RESTARTS["small"], size)[RESTARTED][0]
-        steps = run.timeline.starts[1]
-        noise[size] = steps / run.data.num_examples
+    how = small()["restarts"]
+    runs = {size: restart_run(how, RESTARTED, size, 1) for size in (32, 64)}
+    noise = {size: run.timeline.starts[1] / run.data.num_examples for size, run in runs.items()}
     assert noise[32] == pytest.approx(uneven, rel=0.04)
     assert noise[64] == pytest.approx(uneven / 2, rel=0.07)
 
 
 def test_an_arm_warms_up_or_freezes_for_the_window_alone():
-    how = WARM_UPS["small"]
-    train, test = study.digits(1)
-    runs = {name: warm_up_run(how, name, 1, train, test) for name in how.arms}
+    how = small()["warm_up"]
+    runs = {name: warm_up_run(how, name, 1) for name in how["arms"]}
     assert len(runs) == 4
     for name, run in runs.items():
         rates = [run.lr(run.clock(step)) for step in (0, 44, 89, 90, 95, 96)]
@@ -84,11 +79,25 @@ def test_an_arm_warms_up_or_freezes_for_the_window_alone():
     assert held == {LAST: ["fc4.*", "output.*"], FIRST: ["fc1.*", "fc2.*", "fc3.*"]}
 
 
-def test_an_arm_of_small_batches_has_its_own_rate():
-    how = replace(WARM_UPS["small"], arms={SMALL: Arm(batch_size=100, lr=0.05)})
-    run = warm_up_run(how, SMALL, 1, *study.digits(1))
-    assert run.batch_size == 100
-    assert run.lr(run.clock(0)) == 0.05
+def test_at_full_scale_an_arm_of_small_batches_has_its_own_rate():
+    plan = study.full(study.digits(1))
+    plan["warm_up"]["training"]["batch_size"] = 900
+    run = warm_up_run(plan["warm_up"], SMALL, 1)
+    assert (run.batch_size, run.lr(run.clock(0)), run.weight_decay) == (100, 0.05, 0.0)
+    for name in ("restarts", "distillation"):
+        assert study.run_of(plan[name], "a", 1).weight_decay == 5e-4
+
+
+def test_lessons_that_were_interrupted_go_on(tmp_path):
+    settings = Settings("training_heuristics", "tiny", root=tmp_path, progress=False)
+    found = []
+    for chance in (0, 1):
+        with torch.random.fork_rng():
+            torch.manual_seed(chance)
+            found.append(study.lessons(settings, tiny()["distillation"]))
+    assert_allclose(found[1]["svcca"], found[0]["svcca"])
+    together = json.loads((settings.runs("distilled/seed-1") / "run.json").read_text())["together"]
+    assert together == ["distilled/seed-1", "distilled/seed-2"]
 
 
 # Numbers ------------------------------------------------------------------------------------------
