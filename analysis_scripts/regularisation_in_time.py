@@ -8,13 +8,16 @@ Each is seen with an annealed learning rate and with a constant one, since annea
 what comes late from having an effect.
 
 The small scale trains a multilayer perceptron on 300 digits, with noise on the pixels where weight
-decay is studied. The full scale trains ResNet-18 on CIFAR-10 for 200 epochs, with weight decay and
-an annealed rate only and no other regulariser; its checkpoints take 8 GB.
+decay is studied. Here the Fisher information has no early peak, of which the paper says that it
+goes with generalisation: from He's initial weights its trace is highest at the start. It is looked
+at after a quarter of training and at the end, and at its early peak only where there is one. The
+full scale trains ResNet-18 on CIFAR-10 for 200 epochs, with weight decay and an annealed rate only
+and no other regulariser; its checkpoints take 7 GB.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,14 +25,13 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from scipy import stats
-from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from landscape import Task, checkpoints, models, results
+from landscape import Task, checkpoints, models
 from landscape.analyses.fisher_training import fisher_over_training
-from landscape.datasets import Batches
 from landscape.experiments import At, During, Run, Seeds
 from landscape.experiments.augmentations import Mixup, Shift
+from landscape.experiments.comparisons import outcomes
 from landscape.experiments.deficits import SoftLabels
 from landscape.experiments.regularisation import (
     Regulariser,
@@ -38,6 +40,7 @@ from landscape.experiments.regularisation import (
     regularised_windows,
 )
 from landscape.experiments.schedules import Exponential
+from landscape.results import dataset, load
 from shared import (
     Claim,
     Drawn,
@@ -65,488 +68,167 @@ ARMS = {
     (0, 4): "in the first half",
     (4, 8): "in the second half",
 }
+SPANS = {
+    (0, 1): "first eighth", (0, 2): "first quarter", (4, 8): "second half", (6, 8): "last quarter",
+}  # fmt: skip
 WIDTH = 2  # of the windows, in eighths of training
 
-
-@dataclass(frozen=True)
-class Times:
-    """When a regulariser is on, in eighths of training: until or from a time, or in a window."""
-
-    until: tuple[int, ...]
-    later: tuple[int, ...]
-    onsets: tuple[int, ...] = ()  # windows that begin at 0 or 6 are among the others
-
-
-PARTS = {
-    "decay_annealed": Times((0, 1, 2, 4, 6, 8), (1, 2, 4, 6), (1, 2, 3, 4)),
-    "decay_constant": Times((0, 1, 2, 4, 8), (1, 4, 6), (4,)),
-    "shifts_annealed": Times((0, 1, 2, 4, 8), (1, 4, 6)),
-    "shifts_constant": Times((0, 1, 8), (4,)),
-    "mixup_annealed": Times((0, 1, 2, 4, 8), (1, 4, 6)),
-    "mixup_constant": Times((0, 2, 8), (6,)),
+# When a regulariser is on, in eighths of training: until a time, from a time on, or in a window
+# from an onset; windows from 0 and 6 are among the others.
+Times = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+PARTS: dict[str, Times] = {
+    "decay_annealed": ((0, 1, 2, 4, 6, 8), (1, 2, 4, 6), (1, 2, 3, 4)),
+    "decay_constant": ((0, 1, 2, 4, 8), (1, 4, 6), (4,)),
+    "shifts_annealed": ((0, 1, 2, 4, 8), (1, 4, 6), ()),
+    "shifts_constant": ((0, 1, 8), (4,), ()),
+    "mixup_annealed": ((0, 1, 2, 4, 8), (1, 4, 6), ()),
+    "mixup_constant": ((0, 2, 8), (6,), ()),
 }
-PARTS_OF_FULL = {"decay_annealed": Times((0, 1, 2, 4, 6, 8), (2, 4, 6), (2, 4))}
+Plan = dict[str, Any]
+SMALL: Plan = {
+    "parts": PARTS, "seeds": 10, "lr": 0.05, "weight_decay": 1e-2,
+    "run": {"make_model": partial(models.mlp, 64, (128, 128)), "epochs": 120, "batch_size": 64},
+    "fisher_epochs": (1, 2, 4, 8, 15, 30, 60, 90, 120), "fisher_examples": 300, "labels": "exact",
+}  # fmt: skip
+TINY = SMALL | {
+    "run": SMALL["run"] | {"epochs": 8}, "fisher_epochs": (1, 2, 4, 8), "fisher_examples": 60,
+}  # fmt: skip
+FULL: Plan = {
+    "parts": {"decay_annealed": ((0, 1, 2, 4, 6, 8), (2, 4, 6), (2, 4))},
+    "seeds": 2, "lr": 0.1, "weight_decay": 5e-4,
+    "run": {
+        "make_model": models.resnet18, "epochs": 200, "batch_size": 128, "precision": "bfloat16",
+        "channels_last": True,
+    },
+    "fisher_epochs": (2, 5, 10, 25, 50, 100, 200), "fisher_examples": 2000, "labels": "sampled",
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """What all arms of a scale share."""
-
-    epochs: int
-    seeds: int
-    parts: Mapping[str, Times]
-    network: Callable[..., nn.Module]
-    batch_size: int
-    lr: float
-    decay: float
-    fisher_epochs: tuple[int, ...]
-    fisher_examples: int
-    on_gpu: bool = False
-
-
-SMALL = Protocol(
-    epochs=120,
-    seeds=10,
-    parts=PARTS,
-    network=partial(models.mlp, 64, (128, 128)),
-    batch_size=64,
-    lr=0.05,
-    decay=1e-2,
-    fisher_epochs=(1, 2, 4, 8, 15, 30, 60, 90, 120),
-    fisher_examples=300,
-)
-FULL = Protocol(
-    epochs=200,
-    seeds=2,
-    parts=PARTS_OF_FULL,
-    network=models.resnet18,
-    batch_size=128,
-    lr=0.1,
-    decay=5e-4,
-    fisher_epochs=(2, 5, 10, 25, 50, 100, 200),
-    fisher_examples=2000,
-    on_gpu=True,
-)
-TINY = replace(SMALL, epochs=8, fisher_epochs=(1, 2, 4, 8), fisher_examples=60)
-
-
-# Runs ---------------------------------------------------------------------------------------------
+# Measuring ----------------------------------------------------------------------------------------
 
 
 def measure(settings: Settings) -> dict[str, xr.Dataset]:
     """Accuracies and weight norms of each part, and the Fisher information with weight decay."""
-    protocol = settings.choose(tiny=TINY, small=SMALL, full=FULL)
-    planned = {part: runs_of(part, settings, protocol) for part in protocol.parts}
-    first = next(iter(planned["decay_annealed"].values()))
-    settings.check_time(first, protocol.epochs * sum(map(len, planned.values())))
+    plan = settings.choose(tiny=TINY, small=SMALL, full=FULL)
+    runs = {part: runs_of(part, plan, settings) for part in plan["parts"]}
+    total = sum(map(len, runs.values()))
+    settings.check_time(runs["decay_annealed"][0], plan["run"]["epochs"] * total)
     found = {
-        part: settings.kept(part, partial(accuracies, part, runs, settings))
-        for part, runs in planned.items()
+        part: settings.kept(part, partial(accuracies, part, own, plan, settings))
+        for part, own in runs.items()
     }
-    traces = partial(fisher_traces, planned["decay_annealed"], settings, protocol)
+    traces = partial(fisher_traces, runs["decay_annealed"], plan, settings)
     return found | {"fisher": settings.kept("fisher", traces)}
 
 
-Arm = tuple[str, int]  # its name and its seed
-Runs = dict[Arm, Run]
-
-
-def runs_of(part: str, settings: Settings, protocol: Protocol) -> Runs:
-    """The runs of a regulariser at an annealed or constant learning rate."""
+def runs_of(part: str, plan: Plan, settings: Settings) -> list[Run]:
+    """The runs of a regulariser at a learning rate: all arms of a seed, then those of the next."""
     kind, rate = part.split("_")
-    runs: Runs = {}
-    for seed in settings.seeds(protocol.seeds):
-        train, test = data_of(kind, seed, settings)
+    runs: list[Run] = []
+    for seed in settings.seeds(plan["seeds"]):
+        if settings.scale == "full":
+            train, test = settings.images()
+        else:
+            train, test = digits(seed, 300, noise=0.7 if kind == "decay" else 0.0)
         base = Run(
             name=f"{part}/seed-{seed}",
-            make_model=protocol.network,
             data=train,
             test=test,
-            epochs=protocol.epochs,
-            batch_size=protocol.batch_size,
-            lr=Exponential(protocol.lr, 0.97) if rate == "annealed" else protocol.lr,
+            lr=Exponential(plan["lr"], 0.97) if rate == "annealed" else plan["lr"],
             seeds=Seeds.all(seed),
             views=(During(SoftLabels(10)),) if kind == "mixup" else (),
             checkpoints=(),
-            test_every=protocol.epochs,
-            precision="bfloat16" if protocol.on_gpu else "float32",
-            channels_last=protocol.on_gpu,
+            test_every=plan["run"]["epochs"],
+            **plan["run"],
         )
-        arms = arms_of(base, regulariser_of(kind, train, protocol), protocol.parts[part])
-        runs |= {(arm.name.rsplit("/", 1)[1], seed): arm for arm in arms}
-    if part == "decay_annealed":
-        return {key: with_checkpoints(run, protocol) for key, run in runs.items()}
+        regulariser = {
+            "decay": Regulariser(weight_decay=plan["weight_decay"]),
+            "shifts": Regulariser(augmentations=(Shift(1, fill=float(train.inputs.min())),)),
+            "mixup": Regulariser(augmentations=(Mixup(alpha=1.0, num_classes=10),)),
+        }[kind]
+        steps = [base.timeline.step_of(epoch) for epoch in plan["fisher_epochs"]]
+        kept = (At(steps),) if part == "decay_annealed" else ()
+        runs += arms_of(replace(base, checkpoints=kept), regulariser, plan["parts"][part])
     return runs
 
 
-def data_of(kind: str, seed: int, settings: Settings) -> tuple[Batches, Batches]:
-    """Training and test images: digits, noisy where weight decay is studied."""
-    if settings.scale == "full":
-        return settings.images()
-    return digits(seed, 300, noise=0.7 if kind == "decay" else 0.0)
-
-
-def regulariser_of(kind: str, train: Batches, protocol: Protocol) -> Regulariser:
-    """Weight decay, shifts by a pixel, or mixup."""
-    if kind == "decay":
-        return Regulariser(weight_decay=protocol.decay)
-    if kind == "shifts":
-        black = float(train.inputs.min())
-        return Regulariser(augmentations=(Shift(1, fill=black),))
-    return Regulariser(augmentations=(Mixup(alpha=1.0, num_classes=10),))
-
-
 def arms_of(base: Run, regulariser: Regulariser, times: Times) -> list[Run]:
-    """The base with the regulariser at each of the times."""
+    """The base with the regulariser at each of the times; windows leave no checkpoints."""
     eighth = base.epochs // 8
-
-    def epochs(eighths: Iterable[int]) -> list[int]:
-        return [eighth * one for one in eighths]
-
-    until, later, onsets = (epochs(own) for own in (times.until, times.later, times.onsets))
-    width = WIDTH * eighth
+    until, later, onsets = ([eighth * time for time in own] for own in times)
+    plain, width = replace(base, checkpoints=()), WIDTH * eighth
     return [
         *regularised_until(base, regulariser, until, lr_policy="continue"),
         *regularised_from(base, regulariser, later, lr_policy="continue"),
-        *regularised_windows(base, regulariser, onsets, width=width, lr_policy="continue"),
+        *regularised_windows(plain, regulariser, onsets, width=width, lr_policy="continue"),
     ]
 
 
-def with_checkpoints(run: Run, protocol: Protocol) -> Run:
-    """The run with checkpoints for the Fisher information, unless it is one of the windows."""
-    if "/onset-" in run.name:
-        return run
-    steps = [run.timeline.step_of(epoch) for epoch in protocol.fisher_epochs]
-    return replace(run, checkpoints=(At(steps),))
-
-
-# Results ------------------------------------------------------------------------------------------
-
-
-def accuracies(part: str, runs: Runs, settings: Settings) -> xr.Dataset:
+def accuracies(part: str, runs: Sequence[Run], plan: Plan, settings: Settings) -> xr.Dataset:
     """Train the runs of a part: accuracies at the end, and norms of the weights, of each arm."""
-    ends = settings.train(list(runs.values()))
-    failed = [f"{end.name}: {end.message}" for end in ends if end.status != "finished"]
+    failed = [end for end in settings.train(runs) if end.status != "finished"]
     if failed:
-        raise ValueError(f"{len(failed)} runs failed; the first is {failed[0]}")
-    records = {key: results.load(settings.runs(run) / "record.h5") for key, run in runs.items()}
-    accuracy = {
-        f"{of}_accuracy": {k: 1 - one[f"{of}_error"].values[-1] for k, one in records.items()}
-        for of in ("test", "train")
-    }
-    norms = over_arms({key: one["weight_norm"].values for key, one in records.items()})
+        raise ValueError(f"{len(failed)} runs failed; {failed[0].name}: {failed[0].message}")
+    found = outcomes(runs, settings.runs_folder)
+    norms = np.array([load(settings.runs(run) / "record.h5")["weight_norm"] for run in runs])
+    coords = coords_of(runs, plan["parts"][part])
+    shape = len(coords["seed"]), -1
     kind, rate = part.split("_")
-    return results.dataset(
+    return dataset(
         {
-            **{name: (("arm", "seed"), over_arms(values)) for name, values in accuracy.items()},
-            "weight_norm": (("arm", "seed", "epoch"), norms, {"long_name": "norm of the weights"}),
+            "test_accuracy": (("seed", "arm"), found["test_accuracy"].values.reshape(shape)),
+            "weight_norm": (("seed", "arm", "epoch"), norms.reshape(*shape, runs[0].epochs)),
         },
-        coords_of(runs) | {"epoch": next(iter(records.values()))["epoch"].values},
-        analysis="regularisation in time",
-        title=f"{NAMES[kind]} in time, {RATES[rate]}",
-        epochs=next(iter(runs.values())).epochs,
-        scale=settings.scale,
-    )
+        coords | {"epoch": np.arange(1, runs[0].epochs + 1)},
+        analysis="regularisation in time", title=f"{NAMES[kind]} in time, {RATES[rate]}",
+        epochs=runs[0].epochs, scale=settings.scale,
+    )  # fmt: skip
 
 
-def fisher_traces(runs: Runs, settings: Settings, protocol: Protocol) -> xr.Dataset:
+def fisher_traces(runs: Sequence[Run], plan: Plan, settings: Settings) -> xr.Dataset:
     """The trace of the Fisher information of the training images at the checkpoints of each arm.
 
     The mean over labels is exact at small scale; at full scale labels are drawn from the network.
     Where there is batch norm, its statistics are computed anew from the images that are counted.
     """
-    runs = {key: run for key, run in runs.items() if "/onset-" not in run.name}
-    exact = settings.scale != "full"
-    found = {}
-    for key, run in runs.items():
-        few = run.data.subset(range(protocol.fisher_examples))
+    until, later, _ = plan["parts"]["decay_annealed"]
+    runs = [run for run in runs if "/onset-" not in run.name]
+    traces = []
+    for run in runs:
+        few = run.data.subset(range(plan["fisher_examples"]))
         task = Task("train", run.build(), partial(F.cross_entropy, reduction="none"), few)
-        found[key] = fisher_over_training(
-            task, checkpoints(settings.runs(run)), labels="exact" if exact else "sampled",
-            measures=False, device=settings.device,
+        found = fisher_over_training(
+            task, checkpoints(settings.runs(run)), labels=plan["labels"], measures=False,
+            device=settings.device,
         )  # fmt: skip
-    steps = next(iter(found.values()))["step"].values
-    clock = next(iter(runs.values())).clock
-    return results.dataset(
-        {
-            name: (
-                ("arm", "seed", "epoch"),
-                over_arms({key: one[name].values for key, one in found.items()}),
-                {"long_name": text},
-            )
-            for name, text in {
-                "total": "trace of the Fisher information",
-                "total_stderr": "standard error of the trace",
-            }.items()
-        },
-        coords_of(runs) | {"epoch": [clock(int(step)).epoch for step in steps]},
-        analysis="regularisation in time, Fisher information",
-        title="Fisher information with weight decay in time, annealed rate",
-        epochs=protocol.epochs,
-        labels="exact" if exact else "sampled",
-        num_examples=protocol.fisher_examples,
-    )
+        traces.append(found["total"].values)
+    coords = coords_of(runs, (until, later, ()))
+    shape = len(coords["seed"]), -1, len(found["step"])
+    return dataset(
+        {"total": (("seed", "arm", "epoch"), np.reshape(traces, shape))},
+        coords | {"epoch": [runs[0].clock(int(step)).epoch for step in found["step"]]},
+        analysis="regularisation in time", title="Fisher information, weight decay in time",
+        epochs=runs[0].epochs, num_examples=plan["fisher_examples"], labels=plan["labels"],
+    )  # fmt: skip
 
 
-def over_arms(values: Mapping[Arm, Any]) -> np.ndarray:
-    """Values of runs as an array (arm, seed, ...)."""
-    arms, seeds = arms_and_seeds(values)
-    return np.array([[values[arm, seed] for seed in seeds] for arm in arms])
-
-
-def arms_and_seeds(keys: Iterable[Arm]) -> tuple[list[str], list[int]]:
-    """The names of arms and the seeds, each once, in their order."""
-    names, seeds = zip(*keys, strict=True)
-    return list(dict.fromkeys(names)), list(dict.fromkeys(seeds))
-
-
-def coords_of(runs: Runs) -> dict[str, Any]:
-    """The arms, with the epochs at which the regulariser goes on and off, and the seeds."""
-    arms, seeds = arms_and_seeds(runs)
-    epochs = next(iter(runs.values())).epochs
-    spans = np.array([span(arm, epochs) for arm in arms]).T
+def coords_of(runs: Iterable[Run], times: Times) -> dict[str, Any]:
+    """The seeds, and the arms with the epochs at which the regulariser goes on and off."""
+    names = [run.name.split("/") for run in runs]
+    epochs = next(iter(runs)).epochs
+    until, later, onsets = times
+    spans = [(0, t) for t in until] + [(t, 8) for t in later] + [(t, t + WIDTH) for t in onsets]
+    start, stop = np.array(spans).T * (epochs // 8)
     words = ("first epoch with the regulariser", "epoch that ends it")
     return {
-        "arm": ("arm", arms, {"long_name": "when the regulariser is on"}),
-        "seed": ("seed", seeds, {"long_name": "seed"}),
-        "start": ("arm", spans[0], {"long_name": words[0], "units": "epochs"}),
-        "stop": ("arm", spans[1], {"long_name": words[1], "units": "epochs"}),
+        "arm": list(dict.fromkeys(name[-1] for name in names)),
+        "seed": list(dict.fromkeys(run.seeds.init for run in runs)),
+        "start": ("arm", start, {"long_name": words[0], "units": "epochs"}),
+        "stop": ("arm", stop, {"long_name": words[1], "units": "epochs"}),
     }
 
 
-def span(arm: str, epochs: int) -> tuple[int, int]:
-    """The epochs from which and until which an arm has the regulariser on."""
-    kind, _, time = arm.partition("-")
-    width = epochs * WIDTH // 8
-    return {
-        "until": (0, int(time)),
-        "from": (int(time), epochs),
-        "onset": (int(time), int(time) + width),
-    }[kind]
-
-
-# Verdicts -----------------------------------------------------------------------------------------
-
-
-def judge(found: Results) -> list[Claim]:
-    """The criteria of section C, and what is told beside them."""
-    decay = found["decay_annealed"]
-    full = decay.attrs["scale"] == "full"
-    criteria = at_full_scale(decay) if full else at_small_scale(found)
-    return [*criteria, *on_norms(found), *on_fisher(decay, found["fisher"])]
-
-
-def at_full_scale(decay: xr.Dataset) -> list[Claim]:
-    """The gates of the full scale."""
-    first, late = gain(decay, 0, 4) - gain(decay, 0, 8), recovered(decay, 4, 8)
-    return [
-        judged(
-            "C gate, off", REMOVAL, "weight decay can go after half of training",
-            "first half only - always (points)", effect(first), within=0.5,
-        ),
-        judged(
-            "C gate, on", REMOVAL, "weight decay comes too late after half of training",
-            "second half only, share of the benefit (%)", late,
-            also={"< 35": late.mean < 35},
-        ),
-        told("C1", REMOVAL, "weight decay helps", "always - never (points)", gain(decay, 0, 8)),
-        *windows_told("C4", decay, "annealed"),
-    ]  # fmt: skip
-
-
-def at_small_scale(found: Results) -> list[Claim]:
-    """C1 to C4, each with its control at a constant rate."""
-    return [*of_decay(found), *of_shifts(found), *of_mixup(found), *of_windows(found)]
-
-
-def of_decay(found: Results) -> list[Claim]:
-    """C1, and C1c, its opposite at a constant rate."""
-    decay, constant = found["decay_annealed"], found["decay_constant"]
-    first, second = recovered(decay, 0, 4), recovered(decay, 4, 8)
-    shares = {
-        "first half only recovers >= 80 %": first.mean >= 80,
-        "second half only <= 20 %": second.mean <= 20,
-    }
-    return [
-        judged(
-            "C1", REMOVAL, "weight decay matters in the first half of training only",
-            "always - never (points)", effect(gain(decay, 0, 8)),
-            at_least=1.0, p_below=0.01, also=shares,
-        ),
-        told("C1", REMOVAL, "the first half is enough", "first half only (% of benefit)", first),
-        told(
-            "C1", REMOVAL, "the second half adds nothing",
-            "second half only (% of benefit)", second,
-        ),
-        judged(
-            "C1c", REMOVAL, "at a constant rate, weight decay works as well when it comes late",
-            "second half only, constant rate (% of benefit)", recovered(constant, 4, 8),
-            at_least=80,
-        ),
-        told(
-            "C1c", REMOVAL, "weight decay helps at a constant rate",
-            "always - never, constant rate (points)", gain(constant, 0, 8),
-        ),
-        told(
-            "C1c", REMOVAL, "what the first half leaves at a constant rate",
-            "first half only, constant rate (% of benefit)", recovered(constant, 0, 4),
-        ),
-    ]  # fmt: skip
-
-
-def of_shifts(found: Results) -> list[Claim]:
-    """C2, its control, and shifts that never end."""
-    shifts, constant = found["shifts_annealed"], found["shifts_constant"]
-    late = effect(gain(shifts, 4, 8))
-    always = "shifts until the end are worse than none: the test images are not shifted"
-    return [
-        judged(
-            "C2", REMOVAL, "shifts matter at the beginning of training only",
-            "first eighth only - never (points)", effect(gain(shifts, 0, 1)),
-            at_least=0.7, p_below=0.01,
-            also={"second half only - never <= 0.3": late.mean <= 0.3},
-        ),
-        told("C2", REMOVAL, "late shifts bring nothing", "second half only - never (points)", late),
-        told("C2", REMOVAL, always, "always - never (points)", gain(shifts, 0, 8)),
-        *(
-            told(
-                "C2, control", REMOVAL, "shifts at a constant rate",
-                f"{words}, constant rate (points)", gain(constant, *when),
-            )
-            for words, when in {
-                "first eighth only - never": (0, 1),
-                "second half only - never": (4, 8),
-                "always - never": (0, 8),
-            }.items()
-        ),
-    ]  # fmt: skip
-
-
-def of_mixup(found: Results) -> list[Claim]:
-    """C3 and its control."""
-    mixup, constant = found["mixup_annealed"], found["mixup_constant"]
-    late = effect(gain(mixup, 6, 8))
-    return [
-        judged(
-            "C3", REMOVAL, "mixup matters at the beginning of training only",
-            "first quarter only - never (points)", effect(gain(mixup, 0, 2)),
-            at_least=0.5, p_below=0.01,
-            also={"last quarter only - never <= 0.2": late.mean <= 0.2},
-        ),
-        told(
-            "C3", REMOVAL, "late mixup brings nothing",
-            "last quarter only - never (points)", late,
-        ),
-        told("C3", REMOVAL, "mixup throughout", "always - never (points)", gain(mixup, 0, 8)),
-        *(
-            told(
-                "C3, control", REMOVAL, "mixup at a constant rate",
-                f"{words}, constant rate (points)", gain(constant, *when),
-            )
-            for words, when in {
-                "first quarter only - never": (0, 2),
-                "last quarter only - never": (6, 8),
-                "always - never": (0, 8),
-            }.items()
-        ),
-    ]  # fmt: skip
-
-
-def of_windows(found: Results) -> list[Claim]:
-    """C4 and its control."""
-    decay = found["decay_annealed"]
-    onsets, gains = windows(decay)
-    late = gains[:, onsets >= decay.attrs["epochs"] / 2].mean(0)
-    slope = effect(slopes(onsets, gains))
-    return [
-        judged(
-            "C4", WINDOWS, "a window of weight decay helps less the later it comes",
-            "window at the beginning - never (points)", effect(gains[:, 0]),
-            at_least=0.8,
-            also={
-                "falls with the onset": slope.high < 0,
-                "within 0.3 of 0 from half of training on": bool((abs(late) <= 0.3).all()),
-            },
-        ),
-        *windows_told("C4", decay, "annealed"),
-        *windows_told("C4, control", found["decay_constant"], "constant"),
-    ]  # fmt: skip
-
-
-def windows_told(criterion: str, decay: xr.Dataset, rate: str) -> list[Claim]:
-    """How the gain from a window falls with its onset, and the gains of late windows."""
-    onsets, gains = windows(decay)
-    text = f"a window of weight decay, {rate} rate"
-    late = onsets >= decay.attrs["epochs"] / 2
-    return [
-        told(
-            criterion, WINDOWS, text,
-            f"slope of the gain, {rate} rate (points in a tenth of training)",
-            slopes(onsets, gains) * decay.attrs["epochs"] / 10,
-        ),
-        *(
-            told(
-                criterion, WINDOWS, text,
-                f"window from epoch {onset} - never, {rate} rate (points)", own,
-            )
-            for onset, own in zip(onsets[late], gains[:, late].T, strict=True)
-        ),
-    ]  # fmt: skip
-
-
-def on_norms(found: Results) -> list[Claim]:
-    """Whether the weights grow again when weight decay is gone."""
-    claims = []
-    for rate, words in RATES.items():
-        if (decay := found.get(f"decay_{rate}")) is None:
-            continue
-        norm = arm(decay, 0, 4)["weight_norm"]
-        half = norm.sel(epoch=decay.attrs["epochs"] // 2)
-        claims.append(
-            told(
-                "C, norm", WINDOWS, "the weights grow again once weight decay is removed",
-                f"growth of the weight norm from half of training to the end, {words} (%)",
-                100 * (norm.isel(epoch=-1) / half - 1),
-            )
-        )  # fmt: skip
-    return claims
-
-
-def on_fisher(decay: xr.Dataset, fisher: xr.Dataset) -> list[Claim]:
-    """What the Fisher information says about generalisation."""
-    moments = traces_at(fisher)
-    accuracy = decay["test_accuracy"].sel(arm=fisher["arm"])
-    ratio = relative(fisher, moments["at the end"]).isel(arm=place(fisher, 0, 8))
-    claim = "what the trace says about which network generalises better"
-    return [
-        told(
-            "C, Fisher", FISHER, "networks with weight decay end with more Fisher information",
-            "log10 of the trace at the end, always / never", ratio,
-        ),
-        *(
-            told(
-                "C, Fisher", FISHER, claim,
-                f"rank correlation over arms of accuracy and trace {when}",
-                correlations(trace, accuracy),
-            )
-            for when, trace in moments.items()
-        ),
-    ]  # fmt: skip
-
-
-def told(
-    criterion: str,
-    figure: str,
-    claim: str,
-    quantity: str,
-    found: Effect | xr.DataArray | np.ndarray,
-) -> Claim:
-    """A claim without condition, from its effect or its values over seeds."""
-    known = found if isinstance(found, Effect) else effect(found)
-    return judged(criterion, figure, claim, quantity, known, expected="report")
-
-
-# Numbers ------------------------------------------------------------------------------------------
+# Effects ------------------------------------------------------------------------------------------
 
 
 def place(found: xr.Dataset, start: int, stop: int) -> int:
@@ -599,18 +281,27 @@ def slopes(onsets: np.ndarray, gains: np.ndarray) -> np.ndarray:
     return gains @ centred / (centred @ centred)
 
 
-def traces_at(fisher: xr.Dataset) -> dict[str, xr.DataArray]:
-    """Traces (arm, seed) at the end, at their highest in the first quarter, and after it.
+def rates_of(found: Results) -> list[str]:
+    """The learning rates with which weight decay was studied."""
+    return [rate for rate in RATES if f"decay_{rate}" in found]
 
-    The highest leaves out the initial weights, which are the same in all arms.
+
+def traces_at(fisher: xr.Dataset) -> dict[str, xr.DataArray]:
+    """Traces (arm, seed) at their early peak if there is one, after a quarter, and at the end.
+
+    The peak is the highest in the first quarter of training after the start, whose weights are the
+    same in all arms. There is none where the mean over arms and seeds is highest at the first
+    checkpoint already.
     """
     total, quarter = fisher["total"], fisher.attrs["epochs"] / 4
-    early = (fisher["epoch"] > 0) & (fisher["epoch"] <= quarter)
-    return {
-        "at the end": total.isel(epoch=-1),
-        "at the early peak": total.isel(epoch=np.flatnonzero(early)).max("epoch"),
+    early = total.isel(epoch=np.flatnonzero((fisher["epoch"] > 0) & (fisher["epoch"] <= quarter)))
+    peak = {"at the early peak": early.max("epoch")}
+    has_peak = early.mean(("arm", "seed")).argmax("epoch").item() > 0
+    later = {
         "after a quarter of training": total.sel(epoch=quarter),
+        "at the end": total.isel(epoch=-1),
     }
+    return peak | later if has_peak else later
 
 
 def relative(fisher: xr.Dataset, traces: xr.DataArray) -> xr.DataArray:
@@ -630,22 +321,22 @@ def correlations(traces: xr.DataArray, accuracy: xr.DataArray) -> np.ndarray:
     return np.array([stats.spearmanr(own, reached).statistic for own, reached in rows])
 
 
-# Figures ------------------------------------------------------------------------------------------
+# Drawing ------------------------------------------------------------------------------------------
 
 
 def draw(found: Results) -> dict[str, Drawn]:
     """Accuracies against t, windows and weight norms, and the Fisher information."""
     return {
-        REMOVAL: removal(found),
-        WINDOWS: sensitivity(found),
-        FISHER: information(found["decay_annealed"], found["fisher"]),
+        REMOVAL: draw_removal(found),
+        WINDOWS: draw_windows(found),
+        FISHER: draw_fisher(found["decay_annealed"], found["fisher"]),
     }
 
 
-def removal(found: Results) -> Drawn:
+def draw_removal(found: Results) -> Drawn:
     """Accuracy at the end against t, a row for each learning rate."""
     kinds = [kind for kind in NAMES if f"{kind}_annealed" in found]
-    rates = [rate for rate in RATES if f"decay_{rate}" in found]
+    rates = rates_of(found)
     fig, axes = panels(len(kinds), len(rates), sharex=True, sharey="col")
     for column, kind in zip(axes.T, kinds, strict=True):
         for ax, rate in zip(column, rates, strict=True):
@@ -664,7 +355,8 @@ def removal(found: Results) -> Drawn:
         fig,
         "Test accuracy at the end of training with a regulariser that is on until epoch t, or "
         "from epoch t on. Until 0 and from the last epoch is never, until the last and from 0 is "
-        f"always. {bands(found)}",
+        "always. Means and 95 % t bands over "
+        f"{found['decay_annealed'].sizes['seed']} seeds.",
     )
 
 
@@ -682,44 +374,44 @@ def along(found: xr.Dataset, side: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(times), reached.transpose("seed", "arm").values
 
 
-def sensitivity(found: Results) -> Drawn:
+def draw_windows(found: Results) -> Drawn:
     """The gain from windows of weight decay, and the norm of the weights."""
-    rates = [rate for rate in RATES if f"decay_{rate}" in found]
-    fig, axes = panels(1 + len(rates))
-    left, *others = axes[0]
-    left.axhline(0, color="0.6", lw=0.6)
-    for rate, style in zip(rates, ({"color": "C6"}, {"color": "C4", "ls": "--"}), strict=False):
-        onsets, gains = windows(found[f"decay_{rate}"])
-        band(left, onsets, gains, RATES[rate], marker="o", **style)
-    low, high = left.get_ylim()
-    left.set_ylim(low, high + 0.5 * (high - low))  # room for the legend
-    width = found["decay_annealed"].attrs["epochs"] * WIDTH // 8
-    left.set(xlabel="onset (epochs)", ylabel="gain over never (points)")
-    left.set_title(f"{width} epochs of weight decay")
-    left.legend(loc="upper right")
-    epoch_ticks(left, found["decay_annealed"])
-    for ax, rate in zip(others, rates, strict=True):
-        decay = found[f"decay_{rate}"]
-        if ax is not others[0]:
-            ax.sharey(others[0])
+    rates, decay = rates_of(found), found["decay_annealed"]
+    fig, (axes,) = panels(1 + len(rates))
+    for ax, rate, style in zip(axes[1:], rates, ("-", "--"), strict=False):
+        own = found[f"decay_{rate}"]
+        onsets, gains = windows(own)
+        colour = {"annealed": "C6", "constant": "C4"}[rate]
+        band(axes[0], onsets, gains, RATES[rate], marker="o", ls=style, color=colour)
         for number, (when, label) in enumerate(ARMS.items()):
-            norm = arm(decay, *when)["weight_norm"].transpose("seed", "epoch")
-            band(ax, decay["epoch"], norm, label, color=f"C{number}")
+            norm = arm(own, *when)["weight_norm"].transpose("seed", "epoch")
+            band(ax, own["epoch"], norm, label, color=f"C{number}")
+        ax.sharey(axes[1])
         ax.set(xlabel="epoch", title=RATES[rate])
-        epoch_ticks(ax, decay)
-    others[0].set_ylabel("norm of the weights")
-    handles, labels = others[0].get_legend_handles_labels()
+        epoch_ticks(ax, own)
+    axes[0].axhline(0, color="0.6", lw=0.6)
+    low, high = axes[0].get_ylim()
+    width = decay.attrs["epochs"] * WIDTH // 8
+    axes[0].set_ylim(low, high + 0.5 * (high - low))  # room for the legend
+    axes[0].set(xlabel="onset (epochs)", ylabel="gain over never (points)")
+    axes[0].set_title(f"{width} epochs of weight decay")
+    axes[0].legend(loc="upper right")
+    epoch_ticks(axes[0], decay)
+    axes[1].set_ylabel("norm of the weights")
+    handles, labels = axes[1].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside upper center", ncols=4)
     return Drawn(
         fig,
         f"Left: what {width} epochs of weight decay from an onset on gain over none. Others: the "
-        f"norm of the weights with weight decay at four times. {bands(found)}",
+        "norm of the weights with weight decay at four times. Means and 95 % t bands over "
+        f"{decay.sizes['seed']} seeds.",
     )
 
 
-def information(decay: xr.Dataset, fisher: xr.Dataset) -> Drawn:
-    """The trace through training, and accuracy against it at three moments."""
-    fig, axes = panels(2, 2)
+def draw_fisher(decay: xr.Dataset, fisher: xr.Dataset) -> Drawn:
+    """The trace through training, and accuracy against it at two moments, or three with a peak."""
+    moments = traces_at(fisher)
+    fig, axes = panels(3) if len(moments) == 2 else panels(2, 2)
     first, *others = axes.flat
     for number, (when, label) in enumerate(ARMS.items()):
         trace = np.log10(arm(fisher, *when)["total"].transpose("seed", "epoch"))
@@ -727,25 +419,24 @@ def information(decay: xr.Dataset, fisher: xr.Dataset) -> Drawn:
     first.set(xlabel="epoch", ylabel=r"$\log_{10}$ Fisher trace", title="through training")
     epoch_ticks(first, fisher)
     accuracy = decay["test_accuracy"].sel(arm=fisher["arm"])
-    gains = points(accuracy - arm(decay, 0, 0)["test_accuracy"])
+    gains = points((accuracy - arm(decay, 0, 0)["test_accuracy"]).transpose("arm", "seed"))
     texts = []
-    for ax, (moment, traces) in zip(others, traces_at(fisher).items(), strict=True):
-        scatter(ax, fisher, relative(fisher, traces).transpose(*accuracy.dims).values, gains)
+    for ax, (moment, traces) in zip(others, moments.items(), strict=True):
+        scatter(ax, fisher, relative(fisher, traces).transpose("arm", "seed").values, gains)
         ax.set(xlabel=r"$\log_{10}$ (Fisher trace / never)", ylabel="gain over never (points)")
         ax.set_title(moment)
         texts.append(f"{interval(effect(correlations(traces, accuracy)))} {moment}")
     handles, labels = first.get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside upper center", ncols=4)
+    peak = "The early peak is the highest trace in the first quarter of training after the start. "
     return Drawn(
         fig,
         "Trace of the Fisher information of the training images with weight decay at different "
         "times and an annealed rate; and what networks gain in test accuracy over those of their "
-        "seed that never have weight decay, against the ratio of their traces, at three moments. "
-        "The early peak is the highest trace in the first quarter of training after the start; "
-        "where the trace falls from the start on, it is that of the first checkpoint, which all "
-        "arms share that begin alike. Dots are networks, circles means over seeds, grey ones of "
-        f"other times of weight decay. Rank correlation over arms: {', '.join(texts)}. "
-        f"{bands({'decay_annealed': decay})}",
+        "seed that never have weight decay, against the ratio of their traces. "
+        f"{peak if len(moments) == 3 else ''}Dots are networks, circles means over seeds, grey "
+        f"ones of other times of weight decay. Rank correlation over arms: {', '.join(texts)}. "
+        f"Means and 95 % t bands over {decay.sizes['seed']} seeds.",
     )
 
 
@@ -766,9 +457,156 @@ def epoch_ticks(ax: Axes, found: xr.Dataset) -> None:
     ax.set_xticks(np.arange(0, found.attrs["epochs"] + 1, found.attrs["epochs"] // 4))
 
 
-def bands(found: Results) -> str:
-    """What the bands are."""
-    return f"Means and 95 % t bands over {found['decay_annealed'].sizes['seed']} seeds."
+# Judging ------------------------------------------------------------------------------------------
+
+
+def judge(found: Results) -> list[Claim]:
+    """The criteria of section C, and what is told beside them."""
+    decay = found["decay_annealed"]
+    if decay.attrs["scale"] == "full":
+        claims = judge_full(decay) + judge_windows(decay, "C4", "annealed")
+    else:
+        claims = judge_decay(decay, found["decay_constant"])
+        claims += judge_early(found, "C2", "shifts", (0, 1), (4, 8), 0.7, 0.3)
+        claims += judge_early(found, "C3", "mixup", (0, 2), (6, 8), 0.5, 0.2)
+        claims += judge_windows(decay, "C4", "annealed")
+        claims += judge_windows(found["decay_constant"], "C4, control", "constant")
+    return claims + judge_norms(found) + judge_fisher(decay, found["fisher"])
+
+
+def judge_full(decay: xr.Dataset) -> list[Claim]:
+    """The gates of the full scale."""
+    late = recovered(decay, 4, 8)
+    return [
+        judged("C gate, off", REMOVAL, "weight decay can go after half of training",
+               "first half only - always (points)",
+               effect(gain(decay, 0, 4) - gain(decay, 0, 8)), within=0.5),
+        judged("C gate, on", REMOVAL, "weight decay comes too late after half of training",
+               "second half only, share of the benefit (%)", late, also={"< 35": late.mean < 35}),
+        told("C1", REMOVAL, "weight decay helps", "always - never (points)", gain(decay, 0, 8)),
+    ]  # fmt: skip
+
+
+def judge_decay(decay: xr.Dataset, constant: xr.Dataset) -> list[Claim]:
+    """C1, and C1c, its opposite at a constant rate."""
+    first, second = recovered(decay, 0, 4), recovered(decay, 4, 8)
+    shares = {
+        "first half only recovers >= 80 %": first.mean >= 80,
+        "second half only <= 20 %": second.mean <= 20,
+    }
+    return [
+        judged("C1", REMOVAL, "weight decay matters in the first half of training only",
+               "always - never (points)", effect(gain(decay, 0, 8)),
+               at_least=1.0, p_below=0.01, also=shares),
+        told("C1", REMOVAL, "the first half is enough", "first half only (% of benefit)", first),
+        told("C1", REMOVAL, "the second half adds nothing",
+             "second half only (% of benefit)", second),
+        judged("C1c", REMOVAL,
+               "at a constant rate, weight decay works as well when it comes late",
+               "second half only, constant rate (% of benefit)", recovered(constant, 4, 8),
+               at_least=80),
+        told("C1c", REMOVAL, "weight decay helps at a constant rate",
+             "always - never, constant rate (points)", gain(constant, 0, 8)),
+        told("C1c", REMOVAL, "what the first half leaves at a constant rate",
+             "first half only, constant rate (% of benefit)", recovered(constant, 0, 4)),
+    ]  # fmt: skip
+
+
+def judge_early(
+    found: Results,
+    criterion: str,
+    kind: str,
+    early: tuple[int, int],
+    late: tuple[int, int],
+    at_least: float,
+    at_most: float,
+) -> list[Claim]:
+    """C2 or C3, the control at a constant rate, and what never ends.
+
+    Shifts until the end can be worse than none, since the test images are not shifted.
+    """
+    part, constant = found[f"{kind}_annealed"], found[f"{kind}_constant"]
+    words = {early: f"{SPANS[early]} only", late: f"{SPANS[late]} only", (0, 8): "always"}
+    first, last, always = (effect(gain(part, *when)) for when in words)
+    limit = {f"{words[late]} - never <= {at_most:g}": last.mean <= at_most}
+    return [
+        judged(criterion, REMOVAL, f"the benefit of {kind} comes from the beginning of training",
+               f"{words[early]} - never (points)", first,
+               at_least=at_least, p_below=0.01, also=limit),
+        told(criterion, REMOVAL, f"no benefit from late {kind}",
+             f"{words[late]} - never (points)", last),
+        told(criterion, REMOVAL, f"{kind} throughout", "always - never (points)", always),
+        *(told(f"{criterion}, control", REMOVAL, f"{kind} at a constant rate",
+               f"{words[when]} - never, constant rate (points)", gain(constant, *when))
+          for when in words),
+    ]  # fmt: skip
+
+
+def judge_windows(decay: xr.Dataset, criterion: str, rate: str) -> list[Claim]:
+    """C4, or its control: how the gain from a window falls with its onset."""
+    onsets, gains = windows(decay)
+    late = onsets >= decay.attrs["epochs"] / 2
+    slope = slopes(onsets, gains) * decay.attrs["epochs"] / 10
+    also = {
+        "falls with the onset": effect(slope).high < 0,
+        "within 0.3 of 0 from half of training on": (abs(gains.mean(0)[late]) <= 0.3).all(),
+    }
+    claim = {
+        "annealed": "a window of weight decay helps less the later it comes",
+        "constant": "at a constant rate, late windows of weight decay help as well",
+    }[rate]
+    return [
+        judged(criterion, WINDOWS, claim, f"window at the beginning - never, {rate} rate (points)",
+               effect(gains[:, 0]), at_least=0.8, also=also,
+               gated=criterion == "C4" and decay.attrs["scale"] != "full"),
+        told(criterion, WINDOWS, claim,
+             f"slope of the gain, {rate} rate (points in a tenth of training)", slope),
+        *(told(criterion, WINDOWS, claim,
+               f"window from epoch {onset} - never, {rate} rate (points)", own)
+          for onset, own in zip(onsets[late], gains[:, late].T, strict=True)),
+    ]  # fmt: skip
+
+
+def judge_norms(found: Results) -> list[Claim]:
+    """Whether the weights grow again when weight decay is gone."""
+    claims = []
+    for rate in rates_of(found):
+        decay = found[f"decay_{rate}"]
+        norm = arm(decay, 0, 4)["weight_norm"]
+        half = norm.sel(epoch=decay.attrs["epochs"] // 2)
+        text = f"growth of the weight norm from half of training to the end, {RATES[rate]} (%)"
+        claims.append(
+            told("C, norm", WINDOWS, "the weights grow again once weight decay is removed",
+                 text, 100 * (norm.isel(epoch=-1) / half - 1))
+        )  # fmt: skip
+    return claims
+
+
+def judge_fisher(decay: xr.Dataset, fisher: xr.Dataset) -> list[Claim]:
+    """What the Fisher information says about generalisation."""
+    accuracy = decay["test_accuracy"].sel(arm=fisher["arm"])
+    last = relative(fisher, fisher["total"].isel(epoch=-1))
+    claim = partial(told, "C, Fisher", FISHER)
+    return [
+        claim("networks with weight decay end with more Fisher information",
+              "log10 of the trace at the end, always / never",
+              last.isel(arm=place(fisher, 0, 8))),
+        *(claim("what the trace says about which network generalises better",
+                f"rank correlation over arms of accuracy and trace {when}",
+                correlations(trace, accuracy)) for when, trace in traces_at(fisher).items()),
+    ]  # fmt: skip
+
+
+def told(
+    criterion: str,
+    figure: str,
+    claim: str,
+    quantity: str,
+    found: Effect | xr.DataArray | np.ndarray,
+) -> Claim:
+    """A claim without condition, from its effect or its values over seeds."""
+    known = found if isinstance(found, Effect) else effect(found)
+    return judged(criterion, figure, claim, quantity, known, expected="report")
 
 
 if __name__ == "__main__":

@@ -13,16 +13,15 @@ from shared import Settings
 
 SETTINGS = Settings("regularisation_in_time", "tiny", num_seeds=2)
 EPOCHS = 120
-SMALL, FULL = study.PARTS, study.PARTS_OF_FULL
+SMALL, FULL = study.PARTS, study.FULL["parts"]
 SPREAD = np.array([-0.2, 0.1, 0.0, 0.3, -0.1, -0.1])  # over seeds, of mean 0
 
 
 def made_up(part, gains, parts=SMALL, scale="small"):
     """A part's result whose gains over never, in points, are a function of when it is on."""
-    times = parts[part]
-    arms = [f"until-{15 * one}" for one in times.until] + [f"from-{15 * o}" for o in times.later]
-    arms += [f"onset-{15 * one}" for one in times.onsets]
-    spans = np.array([study.span(arm, EPOCHS) for arm in arms])
+    names = ("until", "from", "onset")
+    arms = [f"{name}-{15 * o}" for name, own in zip(names, parts[part], strict=True) for o in own]
+    spans = np.array([span(arm) for arm in arms])
     means = np.array([0 if start == stop else gains(start, stop) for start, stop in spans])
     each = np.where((means == 0)[:, None], 0, means[:, None] + SPREAD)
     level = 80 + np.arange(6)
@@ -48,6 +47,14 @@ def made_up(part, gains, parts=SMALL, scale="small"):
         epochs=EPOCHS,
         scale=scale,
     )
+
+
+def span(arm):
+    """The epochs in which an arm has the regulariser on, by its name."""
+    kind, time = arm.split("-")
+    return {
+        "until": (0, int(time)), "from": (int(time), EPOCHS), "onset": (int(time), int(time) + 30)
+    }[kind]  # fmt: skip
 
 
 def traces_of(decay, final):
@@ -86,32 +93,30 @@ def verdicts(claims):
 
 
 def test_arms_regularise_in_the_epochs_that_the_result_names():
-    runs = study.runs_of("decay_annealed", SETTINGS, study.TINY)
-    coords = study.coords_of(runs)
-    spans = {
-        arm: (start, stop)
-        for arm, start, stop in zip(
-            coords["arm"][1], coords["start"][1], coords["stop"][1], strict=True
-        )
-    }
-    assert len(spans) == 14
-    assert set(spans.values()) >= {(0, 0), (0, 8), (0, 1), (6, 8), (2, 4)}
-    for (arm, seed), run in runs.items():
-        assert run.seeds.init == seed
+    runs = study.runs_of("decay_annealed", study.TINY, SETTINGS)
+    coords = study.coords_of(runs, SMALL["decay_annealed"])
+    spans = list(zip(coords["start"][1], coords["stop"][1], strict=True))
+    assert (len(coords["arm"]), len(spans), coords["seed"]) == (14, 14, [1, 2])
+    assert set(spans) >= {(0, 0), (0, 8), (0, 1), (6, 8), (2, 4)}
+    for number, run in enumerate(runs):
+        assert run.name == f"decay_annealed/seed-{1 + number // 14}/{coords['arm'][number % 14]}"
+        assert run.seeds.init == 1 + number // 14
         decay = [
             run.weight_decay(Clock(0, epoch, 40, 8)) if callable(run.weight_decay) else 0.0
             for epoch in range(8)
         ]
-        start, stop = spans[arm]
+        start, stop = spans[number % 14]
         assert decay == [0.01 if start <= epoch < stop else 0.0 for epoch in range(8)]
 
 
 def test_a_constant_rate_is_constant_and_an_annealed_one_falls():
-    clock = Clock(30, 6.0, 40, 8)
-    annealed = study.runs_of("decay_annealed", SETTINGS, study.TINY)["from-4", 1]
+    runs = {
+        rate: {run.name: run for run in study.runs_of(f"decay_{rate}", study.TINY, SETTINGS)}
+        for rate in study.RATES
+    }
+    annealed = runs["annealed"]["decay_annealed/seed-1/from-4"]
     assert annealed.lr(annealed.lr_clock(30)) == pytest.approx(0.05 * 0.97**6)
-    assert annealed.lr(clock) == pytest.approx(0.05 * 0.97**6)
-    assert study.runs_of("decay_constant", SETTINGS, study.TINY)["from-4", 1].lr == 0.05
+    assert runs["constant"]["decay_constant/seed-1/from-4"].lr == 0.05
 
 
 def test_a_share_of_a_benefit_is_that_of_the_means_with_the_error_of_a_ratio():
@@ -164,13 +169,15 @@ def test_curves_end_at_never_and_always():
 def test_traces_are_read_at_the_end_at_the_early_peak_without_the_start_and_after_a_quarter():
     decay = made_up("decay_annealed", early_only)
     fisher = traces_of(decay, lambda reached: 100 * reached)
-    final, peak, quarter = study.traces_at(fisher).values()
+    peak, quarter, final = study.traces_at(fisher).values()
     reached = decay["test_accuracy"].sel(arm=fisher["arm"])
     assert_allclose(final.transpose(*reached.dims), 100 * reached)
     assert_allclose(peak.transpose(*reached.dims), 2 * reached)
     assert_allclose(quarter.transpose(*reached.dims), 1.2 - reached)
     assert_allclose(study.correlations(final, reached), 1)
     assert_allclose(study.correlations(quarter, reached), -1)
+    fisher["total"].loc[{"epoch": 4.0}] = 2.5
+    assert list(study.traces_at(fisher)) == ["after a quarter of training", "at the end"]
     ratio = study.relative(fisher, final).sel(arm="until-120")
     never, always = (reached.sel(arm=arm) for arm in ("until-0", "until-120"))
     assert_allclose(ratio, np.log10(always / never))
