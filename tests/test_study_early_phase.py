@@ -10,16 +10,16 @@ from numpy.testing import assert_allclose
 
 from early_phase import (
     CORRELATED,
+    MASKS,
     PERTURBED,
-    PRETRAINED,
-    PRUNED,
     RESNET,
     SCALES,
-    BlurredTurns,
-    _unflipped,
+    TASKS,
+    Ticket,
     correlation,
     dense,
     judge,
+    other_task,
     planned_epochs,
 )
 from landscape import datasets
@@ -32,7 +32,7 @@ CHANGE = {
 }  # fmt: skip
 
 
-def made(scale="small", change=None, network="deep", setting="deep, k = 50", **values):
+def made(change=None, network="deep", setting="deep, k = 50", **values):
     """Results whose accuracies differ from that of step k by `change` points in the mean."""
     chance = np.random.default_rng(0)
 
@@ -49,7 +49,7 @@ def made(scale="small", change=None, network="deep", setting="deep, k = 50", **v
         "distance_initial": [0.0, 1.0, 2.0, 3.0], "distance_final": [3.0, 2.0, 1.0, 0.0],
     } | values  # fmt: skip
     seeds = {"seed": range(SEEDS)}
-    about = {"scale": scale, "top": 10, "epochs": 20}
+    about = {"top": 10, "epochs": 20}
     along = ("network", "seed", "step")
     return {
         "telemetry": xr.Dataset(
@@ -78,19 +78,19 @@ def made(scale="small", change=None, network="deep", setting="deep, k = 50", **v
             {
                 "accuracy": (
                     ("setting", "task", "epochs", "seed"),
-                    accuracies([[[9.0, change.get(task, 0.0)] for task in PRETRAINED]]),
+                    accuracies([[[9.0, change.get(task, 0.0)] for task in TASKS]]),
                 )
             },
-            {"setting": [setting], "task": list(PRETRAINED), "epochs": [5, 20], **seeds}, about,
+            {"setting": [setting], "task": list(TASKS), "epochs": [5, 20], **seeds}, about,
         ),
         "sparse-pretraining": xr.Dataset(
             {
                 "accuracy": (
                     ("mask", "before", "setting", "seed"),
-                    accuracies([[[-1.0], [-1.0 + 2 * (mask == "pruned")]] for mask in PRUNED]),
+                    accuracies([[[-1.0], [-1.0 + 2 * (mask == "pruned")]] for mask in MASKS]),
                 )
             },
-            {"mask": list(PRUNED), "before": ["none", "rotation"], "setting": [setting], **seeds},
+            {"mask": list(MASKS), "before": ["none", "rotation"], "setting": [setting], **seeds},
             about,
         ),
     }  # fmt: skip
@@ -157,7 +157,7 @@ def test_each_of_the_signs_of_the_first_steps_can_be_missed(values, quantity):
 
 
 def test_at_full_scale_signs_must_not_suffice_and_wrong_labels_must_not_help():
-    setting = {"scale": "full", "network": "resnet20", "setting": "k = 500"}
+    setting = {"network": "resnet20", "setting": "resnet20, k = 500"}
     small_like = made(**setting)
     name = "F k = 500 shuffled-layer-signs-kept"
     assert verdict(small_like, name) == "does not show"
@@ -180,22 +180,39 @@ def test_the_correlation_is_over_thirteen_arms():
     assert correlation(spoilt) == correlation(found)
 
 
-def test_blurred_turns_are_turns_of_blurred_images():
-    images = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    turned, turns = BlurredTurns(4, seed=3)(images, torch.zeros(40, dtype=torch.long))
-    blurred, _ = Blur(size=4)(images, turns)
+def run_of_resnet():
+    images = datasets.load("synthetic:num_examples=200")
+    scale, network = replace(SCALES["full"], watched=50), replace(RESNET, steps=(5,))
+    run = dense(scale, network, 3, (images, images))
+    return run, Ticket("resnet20, k = 5", network, run, run, {})
+
+
+def test_blurred_rotations_are_turns_of_blurred_images_and_those_of_sharp_ones():
+    images = torch.randn(40, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    targets = torch.zeros(40, dtype=torch.long)
+    run, one = run_of_resnet()
+    seen = {}
+    for task in ("rotation", "blurred rotation"):
+        found = images, targets
+        for view in other_task(one, run, task, 2, 8).views:
+            found = view.what(*found)
+        seen[task] = found
+    blurred, _ = Blur(size=8)(images, targets)
+    turned, turns = seen["blurred rotation"]
+    assert torch.equal(turns, seen["rotation"][1])
     assert set(turns.tolist()) == {0, 1, 2, 3}
     for image, before, number in zip(turned, blurred, turns.tolist(), strict=True):
         assert torch.equal(torch.rot90(image, -number, (-2, -1)), before)
 
 
 def test_flips_would_change_the_labels_of_turns_and_are_left_out():
-    images = datasets.load("synthetic:num_examples=200")
-    scale, network = replace(SCALES["full"], watched=50), replace(RESNET, steps=(5,))
-    run = dense(scale, network, 3, (images, images))
-    assert len(run.augmentations) == 2
-    assert [type(one.what).__name__ for one in _unflipped(run).augmentations] == ["Shift"]
-    assert run.seeds.init == 3
+    run, one = run_of_resnet()
+    for task in TASKS:
+        own = other_task(one, run, task, 2, 8)
+        kinds = [type(each.what).__name__ for each in own.augmentations]
+        assert kinds == (["Shift"] if "rotation" in task else ["Shift", "Flip"])
+        assert own.name == f"resnet20/seed-3/{task}-2".replace(" ", "-")
+        assert (own.epochs, own.lr, own.seeds, own.test) == (2, 0.1, run.seeds, None)
 
 
 def test_the_planned_epochs_are_those_of_all_runs():
