@@ -107,8 +107,8 @@ RESNET = Network(
 )  # fmt: skip
 SCALES = {
     "tiny": Scale(
-        tuple(replace(one, steps=(8,), levels=1, epochs=3) for one in (SHALLOW, DEEP)),
-        num_train=200, watched=8, pretrained=(1,), top=2,
+        (replace(DEEP, steps=(4, 8), levels=1, epochs=3),), num_train=200, watched=8,
+        pretrained=(1,), top=2,
     ),
     "small": Scale((SHALLOW, DEEP)),
     "full": Scale(
