@@ -47,8 +47,8 @@ def test_d1b_asks_for_five_points_of_each_pair():
     claim = study.curve_finder(paths([0.149, 0.90], [0.10, 0.05]), "a")
     assert claim.verdict == "does not show"  # 4.9 points, though the mean is 45
     assert_allclose(claim.mean, (4.9 + 85) / 2)
-    few = np.arange(20)  # of 900 images are wrong on the curve, and 45 more on the line
-    assert study.curve_finder(paths((few + 45) / 900, few / 900), "a").verdict == "shows"
+    few = np.arange(20)  # of 900 images are wrong on the curve, and 45 or 46 more on the line
+    assert study.curve_finder(paths((few + 45 + few % 2) / 900, few / 900), "a").verdict == "shows"
 
 
 def test_worst_error_is_counted_from_the_mean_of_the_ends():
