@@ -181,6 +181,7 @@ def base_of(settings: Settings) -> Callable[[Part, str, str, int], Run]:
     """What all runs of a scale have in common, and the data, rate and seed of one."""
     common: dict[str, Any] = {
         "epochs": 1, "weight_decay": 1e-3, "checkpoints": (), "test_every": 10_000,
+        "last_batch": "smaller",
     }  # fmt: skip
     if settings.scale == "full":
         images = settings.images()

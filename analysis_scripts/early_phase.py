@@ -161,6 +161,7 @@ def dense(scale: Scale, network: Network, seed: int, images: tuple[Batches, Batc
     return Run(
         name=f"{network.name}/seed-{seed}", make_model=network.make_model, data=train, test=test,
         test_every=network.epochs, epochs=network.epochs, batch_size=network.batch_size,
+        last_batch="smaller",
         lr=Step(network.lr, network.milestones, unit="share"), weight_decay=1e-4,
         augmentations=network.augmentations, seeds=Seeds.all(seed),
         checkpoints=(log_spaced(scale.watched), At([10, *network.steps])),

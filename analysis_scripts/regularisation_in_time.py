@@ -138,6 +138,7 @@ def runs_of(part: str, plan: Plan, settings: Settings) -> list[Run]:
             seeds=Seeds.all(seed),
             views=(During(SoftLabels(10)),) if kind == "mixup" else (),
             checkpoints=(),
+            last_batch="smaller",
             test_every=plan["run"]["epochs"],
             **plan["run"],
         )

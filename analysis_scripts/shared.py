@@ -6,6 +6,7 @@ gives a verdict on each claim. Figures and verdicts are made from the HDF5 files
 """
 
 import argparse
+import hashlib
 import json
 import math
 import sys
@@ -57,6 +58,7 @@ class Settings:
     workers: int = 1
     device: str = "auto"
     force: bool = False
+    code: str = ""
     progress: bool | None = None
     executor: Executor | None = None
 
@@ -97,7 +99,7 @@ class Settings:
         """
         return {
             "device": self.device, "executor": self.executor, "progress": self.progress,
-            "stack": "auto" if self.scale == "full" else 24,
+            "stack": "auto" if self.scale == "full" else max(1, 24 // self.workers),
         }  # fmt: skip
 
     def train(self, runs: Sequence[Run], *, stack: int | None = None) -> list[Ended]:
@@ -114,9 +116,10 @@ class Settings:
     def kept(self, name: str, compute: Callable[[], xr.Dataset]) -> xr.Dataset:
         """The result `name.h5` of this study, or what `compute` gives, which is then written there.
 
-        A result is made again when the number of seeds or the data are others.
+        A result is made again when the number of seeds, the data or the script are others.
         """
-        path, plan = self.folder / f"{name}.h5", f"seeds {self.num_seeds}, data {self.data!r}"
+        path = self.folder / f"{name}.h5"
+        plan = f"seeds {self.num_seeds}, data {self.data!r}, script {self.code}"
         if path.exists():
             found = results.load(path)
             if found.attrs.get("plan") == plan:
@@ -195,10 +198,12 @@ def effect(
 ) -> Effect:
     """The mean of paired differences, one for each seed, with a paired t or Wilcoxon test.
 
-    `tail` is that of scipy: `"two-sided"`, `"greater"` or `"less"`. Seeds that are nan (runs that
-    failed) are refused: raises `ValueError`.
+    `tail` is that of scipy: `"two-sided"`, `"greater"` or `"less"`. Without seeds all is unknown;
+    raises `ValueError` for seeds that are nan (runs that failed).
     """
     values = np.asarray(values, float)
+    if not len(values):
+        return Effect(*(math.nan,) * 4, 0)
     if not np.isfinite(values).all():
         raise ValueError(f"{np.sum(~np.isfinite(values))} of {len(values)} seeds have no value")
     mean, half, p = values.mean(), math.nan, math.nan
@@ -460,10 +465,18 @@ def _parsed(
     if options.workers < 1:
         parser.error("--workers must be at least 1")
     return options, Settings(
-        script.stem, options.scale, options.first_seed, options.seeds, options.folder,
-        options.data, options.workers, options.device, options.force,
-        False if options.quiet else None,
-    )  # fmt: skip
+        script.stem,
+        options.scale,
+        options.first_seed,
+        options.seeds,
+        root=options.folder,
+        data=options.data,
+        workers=options.workers,
+        device=options.device,
+        force=options.force,
+        code=hashlib.sha256(script.read_bytes()).hexdigest()[:12],
+        progress=False if options.quiet else None,
+    )
 
 
 def _write_summary(

@@ -197,7 +197,7 @@ def runs_of(
 ) -> list[Run]:
     """A run of a network for each seed of a part, on all data of its seed."""
     name = f"{folder or part}/{network[0]}".lower().replace(",", "").replace(" ", "-")
-    options: Plan = {"test_every": 10_000, "checkpoints": ()} | network[1]  # the last is tested
+    options: Plan = {"test_every": 10_000, "checkpoints": (), "last_batch": "smaller"} | network[1]
     made = []
     for seed in settings.seeds(plan["seeds"][part]):
         train, test = plan["stream" if part == "online" else "data"](seed)
@@ -342,14 +342,9 @@ def gap(found: xr.Dataset, above: str, below: str, learned: float = LEARNED) -> 
     return points(accuracy.sel(arm=above) - accuracy.sel(arm=below))[both]
 
 
-def mean_of(values: np.ndarray) -> Effect:
-    """The effect, which is unknown where no seed has a value."""
-    return effect(values) if len(values) else Effect(*(math.nan,) * 4, 0)
-
-
 def lost(one: xr.Dataset) -> Effect:
     """By how many points fresh is better than warm in a setting."""
-    return mean_of(gap(one, "fresh", "warm", 0.0 if one["network"] == CONVEX else LEARNED))
+    return effect(gap(one, "fresh", "warm", 0.0 if one["network"] == CONVEX else LEARNED))
 
 
 def time_of(epochs: xr.DataArray, arm: str = "warm") -> Effect:
@@ -552,7 +547,7 @@ def judge_noise(found: xr.Dataset, grid: xr.Dataset) -> list[Claim]:
 
     And how large the region of both factors is that is as good as fresh and saves time.
     """
-    warm, mended = (mean_of(gap(found, arm, "fresh")) for arm in ("warm", "shrink-perturb"))
+    warm, mended = (effect(gap(found, arm, "fresh")) for arm in ("warm", "shrink-perturb"))
     of = f"pairs of {found.sizes['seed']} learned"
     cells = grid.mean("seed")
     fresh, num = cells.sel(shrink=0, perturb=1), int(cells["epochs"].notnull().sum())
@@ -576,7 +571,7 @@ def judge_online(found: xr.Dataset) -> list[Claim]:
     """
     arm = next(arm for arm in ("shrink-perturb", "shrink 0.4") if arm in found["arm"])
     last, total = found.isel(round=-1), found["epochs"].sum("round")
-    better, plain = effect(gap(last, arm, "warm", 0.0)), mean_of(gap(last, "fresh", "warm"))
+    better, plain = effect(gap(last, arm, "warm", 0.0)), effect(gap(last, "fresh", "warm"))
     claim = partial(judged, "A3", ONLINE, gated=found.attrs["scale"] != "full")
     saves = "Starting from the weights at hand saves time"
     return [

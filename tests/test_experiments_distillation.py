@@ -138,6 +138,16 @@ def test_the_description_names_the_teacher_and_travels(tmp_path):
     assert torch.equal(gradient([replace(one, objective=again)])[0], gradient([one])[0])
 
 
+def test_the_weights_of_the_architecture_do_not_count():
+    _, state = teacher()
+    models_given = [make(seed, hidden=(9, 4)) for seed in (1, 2)]
+    before = [{n: t.clone() for n, t in model.state_dict().items()} for model in models_given]
+    a, b = (distilled(run(), model, state) for model in models_given)
+    assert a.settings() == b.settings()
+    for model, kept in zip(models_given, before, strict=True):
+        assert all(torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items())
+
+
 def test_a_teacher_with_other_classes_is_refused():
     other = make(0, classes=4)
     with pytest.raises(ValueError, match="4 classes and the student in 3"):

@@ -32,6 +32,7 @@ def test_an_effect_without_spread_is_certain_unless_it_is_nothing():
     assert effect([2.0, 2.0]).p == 0.0
     assert effect([0.0, 0.0]).p == 1.0
     assert math.isnan(effect([2.0]).p)
+    assert effect([]).num == 0
     with pytest.raises(ValueError, match="1 of 2 seeds have no value"):
         effect([1.0, math.nan])
 
@@ -82,7 +83,7 @@ def test_digits_of_a_seed_are_split_once():
     assert torch.equal(noisy.targets, train.targets)
 
 
-def test_a_result_is_kept_until_the_seeds_are_others(tmp_path):
+def test_a_result_is_kept_until_the_seeds_or_the_script_are_others(tmp_path):
     made = []
 
     def compute():
@@ -94,7 +95,8 @@ def test_a_result_is_kept_until_the_seeds_are_others(tmp_path):
         assert settings.kept("x", compute)["x"].values == [1.0]
     assert len(made) == 1
     Settings("study", root=tmp_path, num_seeds=4).kept("x", compute)
-    assert len(made) == 2
+    Settings("study", root=tmp_path, num_seeds=4, code="changed").kept("x", compute)
+    assert len(made) == 3
 
 
 def test_settings_choose_seeds_and_scales():

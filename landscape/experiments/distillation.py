@@ -47,7 +47,7 @@ def distilled(
     states: Any = (teachers,) if alone else tuple(teachers)  # type: ignore[arg-type]
     if not 0 <= teacher < len(states):
         raise ValueError(f"teacher must be the number of one of {len(states)}, got {teacher}")
-    objective = Distillation(model, states, power, run.objective)
+    objective = Distillation(_skeleton_of(model), states, power, run.objective)
     _check_classes(objective, run)
     knobs = {"temperature": temperature, "teacher_weight": weight, "teacher": float(teacher)}
     return replace(run, objective=objective, knobs={**run.knobs, **knobs})
@@ -150,6 +150,15 @@ def born_again(
             )
         )
     return ends
+
+
+def _skeleton_of(model: nn.Module) -> nn.Module:
+    """A copy without weights of its own: what a run is must not depend on them."""
+    skeleton = copy.deepcopy(model)
+    for tensor in skeleton.state_dict().values():
+        if isinstance(tensor, Tensor):  # extra state may be anything
+            tensor.zero_()
+    return skeleton
 
 
 @lru_cache(maxsize=8)  # the loop asks at each step
