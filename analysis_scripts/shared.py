@@ -34,6 +34,7 @@ from landscape.experiments import Ended, Run, RunError
 from landscape.tables import table
 
 SCALES = ("tiny", "small", "full")
+PIXELS = 150  # to the inch, of the small pictures for the index; the PDF is for print
 CIFAR = (
     "The full scale needs CIFAR-10. Download cifar-10-python.tar.gz or cifar-10-binary.tar.gz "
     "from the page of the data set (www.cs.toronto.edu/~kriz/cifar.html), unpack it, and give the "
@@ -422,8 +423,9 @@ def run_study(
     with plots.paper_style():
         drawn = draw(found)
         for name, one in drawn.items():
-            for ending in (".pdf", ".png"):
-                plots.save_figure(one.figure, where / f"{name}{ending}", subject=one.caption)
+            for ending, dpi in ((".pdf", None), (".png", PIXELS)):
+                path = where / f"{name}{ending}"
+                plots.save_figure(one.figure, path, subject=one.caption, dpi=dpi)
     claims = judge(found)
     _write_summary(settings, title, drawn, claims, seconds)
     print(claims_table(claims))

@@ -2,6 +2,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 from numpy.testing import assert_allclose
 
 from landscape import plots, results
@@ -96,6 +97,13 @@ def test_panels_legend_and_labels_have_room(line, venue, num):
 def test_the_axis_of_a_single_component_says_its_share(line):
     result = line.rename(t="x").assign(explained_variance=("component", [0.87]))
     assert plots.lines(result, Figure().subplots(), x="x").get_xlabel() == "PC 1 (87 %)"
+
+
+@pytest.mark.parametrize(("dpi", "dots"), [(None, 300), (100, 100)])
+def test_pixels_are_those_of_the_style_or_as_asked(line, dpi, dots, tmp_path):
+    fig = plots.figure(line, venue="icml")
+    path = plots.save_figure(fig, tmp_path / "a.png", dpi=dpi)
+    assert imread(path).shape[1] == round(3.25 * dots)
 
 
 @pytest.mark.parametrize("kind", ["pdf", "svg", "png"])

@@ -239,6 +239,17 @@ def test_all_studies_run_from_end_to_end_and_again_from_their_results(tmp_path):
     assert (tmp_path / "figures" / "claims.csv").read_text() == claims
 
 
+@pytest.mark.slow
+def test_regularisation_in_time_shows_at_the_scale_of_digits(tmp_path):
+    """Section C in full: C1 to C4 and the constant-rate control, on ten seeds."""
+    command = ["--folder", str(tmp_path), "--figures", str(tmp_path), "--workers", "1"]
+    reproduce.main([*command, "--only", "regularisation_in_time"])
+    with (tmp_path / "claims.csv").open() as file:
+        gated = {row["criterion"]: row for row in csv.DictReader(file) if row["condition"]}
+    assert {"C1", "C1c", "C2", "C3", "C4"} <= gated.keys()
+    assert {row["verdict"] for row in gated.values()} == {"shows"}
+
+
 def test_a_study_that_fails_is_named_and_its_words_are_shown(tmp_path, capsys):
     command = ["--scale", "full", "--folder", str(tmp_path), "--figures", str(tmp_path)]
     with pytest.raises(SystemExit, match="not finished: warm_starts, seeds from 1. The same"):

@@ -74,11 +74,13 @@ def save_figure(
     path: str | os.PathLike[str],
     *,
     subject: str = "",
+    dpi: float | None = None,
     style: str | Path | None = None,
 ) -> Path:
     """Write a figure in the format of the file's ending; equal figures give equal bytes.
 
     `subject` goes into the metadata of PDF, SVG and PNG files, to say where the figure is from.
+    `dpi`: dots per inch of what is made of pixels, by default those of the style (300).
     Raises `ValueError` for a format that matplotlib cannot write.
     """
     path = Path(path)
@@ -91,7 +93,7 @@ def save_figure(
     if path.suffix.lstrip(".") not in known:
         raise ValueError(f"{path}: the ending must be one of {', '.join(sorted(known))}")
     with replacing(path) as temporary, paper_style(style):
-        fig.savefig(temporary, metadata=metadata.get(path.suffix))
+        fig.savefig(temporary, metadata=metadata.get(path.suffix), dpi=dpi)
     return path
 
 
