@@ -101,38 +101,66 @@ def write_claims(summaries: Sequence[Summary], path: Path) -> None:
 def write_index(summaries: Sequence[Summary], path: Path) -> None:
     """The index of figures; what stands above its mark is kept."""
     above = path.read_text().split(MARK)[0] if path.exists() else "# Figures\n\n"
-    text = [above.rstrip(), "", MARK, ""]
+    text = [above.rstrip(), "", MARK, "", *_in_short(summaries), ""]
     for study in dict.fromkeys(one["study"] for one in summaries):
         sets = [one for one in summaries if one["study"] == study]
         text += _of_study(sets)
     path.write_text("\n".join(text).rstrip() + "\n")
 
 
+def _in_short(summaries: Sequence[Summary]) -> list[str]:
+    """How many claims came out as expected, and which did not, for each set of seeds."""
+    lines = []
+    for scale, first in dict.fromkeys((one["scale"], one["first_seed"]) for one in summaries):
+        claims = [
+            Claim(**own)
+            for one in summaries
+            if (one["scale"], one["first_seed"]) == (scale, first)
+            for own in one["claims"]
+        ]
+        judged = [one for one in claims if one.condition]
+        failed = [one.criterion for one in judged if one.verdict in ("does not show", "not null")]
+        named = f"; not {', '.join(dict.fromkeys(failed))}" if failed else ""
+        lines.append(
+            f"- {scale.capitalize()} scale, seeds from {first}: {len(judged) - len(failed)} of "
+            f"{len(judged)} claims with a criterion came out as expected{named}. "
+            f"{len(claims) - len(judged)} more are reported without one."
+        )
+    return lines
+
+
 def _of_study(sets: Sequence[Summary]) -> list[str]:
-    first = sets[0]
+    first, keyed = sets[0], [_keyed(one["claims"]) for one in sets]
     seconds = " and ".join(f"{one['seconds']:.0f}" for one in sets)
     text = [f"## {first['title']}", "", f"`{first['command']}` ({seconds} s)", ""]
     for name, caption in first["figures"].items():
         text += [f"![{name}]({name}.png)", "", f"[{name}.pdf]({name}.pdf): {caption}", ""]
-        claims = [one for one in first["claims"] if one["figure"] == name]
-        if claims:
+        keys = [key for key, claim in keyed[0].items() if claim.figure == name]
+        if keys:
             seeds = [f"seeds from {one['first_seed']}" for one in sets]
             text.append(f"| | claim | measured | criterion | {' | '.join(seeds)} |")
             text.append("|---" * (4 + len(sets)) + "|")
-            text += [_row(claim, sets) for claim in claims]
+            text += [_row([own.get(key) for own in keyed]) for key in keys]
             text.append("")
     return text
 
 
-def _row(claim: dict[str, Any], sets: Sequence[Summary]) -> str:
+def _keyed(claims: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], Claim]:
+    """Claims by criterion and sentence, and by their number among those of equal ones."""
+    found: dict[tuple[Any, ...], Claim] = {}
+    for own in claims:
+        number = sum(key[:2] == (own["criterion"], own["claim"]) for key in found)
+        found[own["criterion"], own["claim"], number] = Claim(**own)
+    return found
+
+
+def _row(claims: Sequence[Claim | None]) -> str:
     """A claim with its verdict for each set of seeds."""
-    key = (claim["criterion"], claim["quantity"])
-    cells = []
-    for one in sets:
-        same = [Claim(**own) for own in one["claims"] if (own["criterion"], own["quantity"]) == key]
-        cells.append(_verdict(same[0]) if same else "")
-    told = [claim[name] for name in ("criterion", "claim", "quantity", "condition")]
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in (*told, *cells)) + " |"
+    first = claims[0]
+    assert first is not None
+    told = [first.criterion, first.claim, first.quantity, first.condition]
+    told += [_verdict(one) if one else "" for one in claims]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in told) + " |"
 
 
 def _verdict(claim: Claim) -> str:

@@ -3,6 +3,11 @@
 import csv
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -212,6 +217,7 @@ def test_the_index_has_each_claim_and_keeps_what_is_above(tmp_path):
     text = index.read_text()
     assert text.startswith("# Figures\n\nBy hand.\n\n" + reproduce.MARK)
     assert text.count("![study_numbers](study_numbers.png)") == 1
+    assert "- Small scale, seeds from 1: 1 of 1 claims with a criterion came out as" in text
     row = next(line for line in text.splitlines() if line.startswith("| X1"))
     assert r"they are high \| low" in row
     assert "**shows**: 2 [-0.484, 4.48], p 0.07, 3 seeds" in row
@@ -237,6 +243,23 @@ def test_all_studies_run_from_end_to_end_and_again_from_their_results(tmp_path):
                 assert (tmp_path / "figures" / f"{name}{ending}").stat().st_size > 5000
     reproduce.main([*command, "--only-figures"])
     assert (tmp_path / "figures" / "claims.csv").read_text() == claims
+
+
+@pytest.mark.slow
+def test_a_study_that_was_killed_goes_on_to_the_same_claims(tmp_path):
+    script = Path(reproduce.__file__).with_name("regularisation_in_time.py")
+    command = [sys.executable, str(script), "--scale", "tiny", "--quiet", "--folder"]
+    killed = subprocess.Popen([*command, str(tmp_path / "killed")])
+    runs = tmp_path / "killed" / "tiny" / "regularisation_in_time-seeds-1" / "runs"
+    while killed.poll() is None and len(list(runs.glob("*/seed-1/*/record.h5"))) < 8:
+        time.sleep(0.02)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    told = [
+        subprocess.run([*command, str(tmp_path / name)], capture_output=True, check=True).stdout
+        for name in ("killed", "whole")
+    ]
+    assert told[0] == told[1]
 
 
 @pytest.mark.slow
