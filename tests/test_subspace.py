@@ -1,5 +1,7 @@
 """The split of the gradient by the Hessian is that of the dense matrix of a tiny network."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from landscape.checkpoints import Checkpoint
 from landscape.datasets import Batches
 from landscape.evaluation import placed_state, prepare
 from landscape.examples import read
+from landscape.maths.lanczos import top_eigenvalues
 from landscape.strategy import Strategy
 from landscape.task import Task
 
@@ -142,6 +145,21 @@ def test_checkpoints_are_read_with_their_steps(tmp_path):
     assert found["step"].values.tolist() == [5, 20]
     alone = gradient_subspace(case.task(), states[1:], 2, **EXACT)
     assert_allclose(found["gradient_share"][1], alone["gradient_share"][0], rtol=1e-9)
+
+
+def test_eigenvectors_of_no_more_than_two_checkpoints_are_held(monkeypatch):
+    held, most = weakref.WeakSet(), []
+
+    def watched(*args, **options):
+        found = top_eigenvalues(*args, **options)
+        held.add(found.vectors)
+        most.append(len(held))
+        return found
+
+    monkeypatch.setattr("landscape.analyses.subspace.top_eigenvalues", watched)
+    case = CASES["mlp"]
+    gradient_subspace(case.task(), case.states(4), 2, **EXACT)
+    assert most == [1, 2, 2, 2]
 
 
 def test_what_cannot_be_done_is_said():

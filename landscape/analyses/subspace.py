@@ -17,7 +17,7 @@ from tqdm import tqdm
 from landscape.analyses.curvature import mean_loss_at, within_memory
 from landscape.analyses.hessian import NAMES, on_products
 from landscape.evaluation import Tasks, placing, prepare
-from landscape.maths.lanczos import Eigenpairs, top_eigenvalues
+from landscape.maths.lanczos import top_eigenvalues
 from landscape.products import gradient
 from landscape.results import dataset
 from landscape.states import State, Stored, loaded
@@ -69,7 +69,7 @@ def gradient_subspace(
         top_eigenvalues, num=num, tolerance=tolerance, max_products=max_products, seed=seed
     )
     rows: list[dict[str, Any]] = []
-    pairs: list[Eigenpairs] = []
+    converged, spent = True, 0
     before: Tensor | None = None
     hide = None if progress is None else not progress
     for checkpoint in tqdm(checkpoints, unit="checkpoint", disable=hide):
@@ -87,10 +87,15 @@ def gradient_subspace(
             "loss": loss,
             "gradient_norm": slope.norm().item(),
             "squared_cosine": cosines,
+            "eigenvalue": found.values,
+            "residual": found.residuals,
         })  # fmt: skip
-        pairs.append(found)
-        before = found.vectors
-    return _labelled(rows, pairs, labels, matrix=matrix, tolerance=tolerance, seed=seed, **attrs)
+        converged, spent = converged and bool(found.converged.all()), spent + found.num_products
+        before = found.vectors  # all others are let go: they are many times as large as a state
+    return _labelled(
+        rows, labels, matrix=matrix, converged=converged, num_products=spent, tolerance=tolerance,
+        seed=seed, **attrs,
+    )  # fmt: skip
 
 
 def squared_cosines(vector: Tensor, basis: Tensor) -> np.ndarray:
@@ -115,13 +120,12 @@ def overlap(a: Tensor, b: Tensor) -> float:
 
 def _labelled(
     rows: Sequence[dict[str, Any]],
-    pairs: Sequence[Eigenpairs],
     steps: Sequence[int],
     *,
     matrix: str,
     **attrs: Any,
 ) -> xr.Dataset:
-    num = len(pairs[0].values)
+    num = len(rows[0]["eigenvalue"])
     words = {
         "gradient_share": f"share of the gradient in the top {num} directions",
         "subspace_overlap": f"overlap of the top {num} directions with those before",
@@ -135,16 +139,12 @@ def _labelled(
         )
         for name in rows[0]
     }
-    variables["eigenvalue"] = (("step", "index"), np.stack([one.values for one in pairs]))
-    variables["residual"] = (("step", "index"), np.stack([one.residuals for one in pairs]))
     return dataset(
         variables,
         {"step": list(steps), "index": np.arange(num)},
         analysis="gradient subspace",
         title=f"Gradient in the top {num} directions of the {NAMES[matrix]} at {len(steps)} steps",
         matrix=matrix,
-        converged=all(one.converged.all() for one in pairs),
-        num_products=sum(one.num_products for one in pairs),
         **attrs,
     )
 
