@@ -591,6 +591,10 @@ def test_a_smaller_dense_network_has_as_many_parameters_as_the_mask_leaves(chain
         left = count(level.mask) + 12 + 9 + 9 * 3 + 3
         small = smaller_dense(one, hidden=[(n, n) for n in widths])
         assert num_parameters(small) == sizes[np.abs(sizes - left).argmin()]
+        numbers = replace(one, masks={name: m.float() for name, m in one.masks.items()})
+        assert num_parameters(smaller_dense(numbers, hidden=[(n, n) for n in widths])) == (
+            num_parameters(small)
+        )
         assert small.name == f"seed-2/k=2/smaller/of-level-{level.number:02d}"
         assert (small.seeds, small.first_step, small.masks) == (one.seeds, 0, {})
         assert num_parameters(one) == 16 * 12 + 12 + 12 * 9 + 9 + 9 * 3 + 3

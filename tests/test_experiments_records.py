@@ -106,6 +106,13 @@ def test_a_record_is_read_as_results_read_it(tmp_path):
     for name, values in columns.items():
         np.testing.assert_array_equal(values, whole[name].values)
     assert read_record(tmp_path / "nothing") == {}
-    (tmp_path / "record.h5").write_bytes(b"no file of this kind")
-    with pytest.raises(RunError, match=r"record.h5 is damaged"):
-        read_record(tmp_path)
+    sound = (tmp_path / "record.h5").read_bytes()
+    place = sound.rindex(b"test_loss")  # h5py says of such a file that there is no such key
+    for damaged in (
+        b"no file of this kind",
+        sound[:700],
+        sound[:place] + b"?" + sound[place + 1 :],
+    ):
+        (tmp_path / "record.h5").write_bytes(damaged)
+        with pytest.raises(RunError, match=r"record.h5 is damaged"):
+            read_record(tmp_path)

@@ -247,7 +247,7 @@ def smaller_dense(run: Run, *, tolerance: float = 0.1, **flags: Iterable[Any]) -
     """
     if not run.masks:
         raise ValueError(f"run {run.name!r} has no masks; give the run of a level above 0")
-    wanted = num_parameters(run) - sum(int((~one).sum()) for one in run.masks.values())
+    wanted = num_parameters(run) - sum(int((one == 0).sum()) for one in run.masks.values())
     whole = replace(run, masks={}, start=None)
     sizes = {one: num_parameters(one) for one in ablations(whole, **flags)}
     nearest = min(sizes, key=lambda one: abs(sizes[one] - wanted))

@@ -173,7 +173,7 @@ def read_record(folder: Path) -> dict[str, NDArray[Any]]:
     try:
         with h5py.File(path) as file:
             return {name: file[name][()] for name in file}
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:  # as h5py does
         raise RunError(f"{path} is damaged: {error}. Train the run again, elsewhere") from error
 
 
