@@ -59,7 +59,7 @@ def test_levels_that_are_not_over_are_named_and_broken_ones_make_another_exit_co
     assert run("lottery", ".", "-o", "l.h5") == 4
     lines = capsys.readouterr().err.splitlines()
     assert lines[-2:] == [
-        "running: s1/k=4/level-02", "landscape: finished, but 1 levels are non-finite",
+        "running: s1/k=4/level-02", "landscape: finished, but of 5 levels 1 non-finite",
     ]  # fmt: skip
     assert "nonfinite: s2/k=4/level-02" in lines
 

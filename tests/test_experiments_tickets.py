@@ -179,6 +179,46 @@ def test_effective_std_is_that_of_the_starts_and_for_equal_masks_alone(made):
     assert_allclose(found.sel(chain="k=4"), [0, 0])
 
 
+def test_a_correlation_is_over_the_runs_that_have_both_values(made):
+    """A control whose chain is not over in one run has an error there, and no change."""
+    changes = {"far": 2.0, "near": 1.0}
+    for run, more in (("s1", 0.0), ("s2", 0.5)):
+        for name, size in changes.items():
+            path = made / f"{run}/k=4/{name}/level-02"
+            level(path, first=4, start={"a": {}}, mask=mask_of(8, 2), error=0.2 + 0.1 * size + more)
+            signs = size * (-1.0) ** torch.arange(10)
+            (path / "step-00000004.pt").unlink()
+            both = {"a": signs.reshape(2, 5), "b": signs.reshape(1, 10)}
+            save_checkpoint(both, path, step=4)
+    told = made / "s2/k=4/level-02/run.json"
+    told.write_text(told.read_text().replace("finished", "running"))
+    found = tickets(made)
+    assert_allclose(found["test_error"].sel(chain="k=4/far", level=2), [0.4, 0.9])
+    assert_allclose(found["effective_std"].sel(chain="k=4/far", level=2), [2, np.nan])
+    expected = stats.pearsonr([0, 2, 1], [0.8, 0.6, 0.7])
+    one = found.sel(chain="k=4", level=2)
+    assert_allclose([one["correlation"], one["p_value"]], expected, atol=1e-7)
+
+
+def test_distances_are_from_the_ends_and_the_starts_that_runs_tell_of(made):
+    """Where a checkpoint was removed, no other one stands for it."""
+    level(made / "s1/k=4/moved/level-02", first=4, start={"a": {}}, mask=mask_of(8, 2), error=0.3)
+    for missing in (
+        "level-00/step-00000020.pt",
+        "k=4/level-01/step-00000020.pt",
+        "k=4/moved/level-02/step-00000004.pt",
+        "k=4/level-02/step-00000004.pt",
+        "k=4/level-02/k=4/both-3/step-00000020.pt",
+    ):
+        path = made / "s1" / missing
+        path.rename(made / "kept.pt")
+        with pytest.raises(ValueError, match=rf"s1/{missing}: does not exist") as caught:
+            tickets(made / "s1")
+        assert str(caught.value).count(str(path)) == 1
+        (made / "kept.pt").rename(path)
+    assert_allclose(tickets(made / "s1")["effective_std"].sel(chain="k=4/moved", level=2), [0])
+
+
 def test_what_is_not_over_has_no_error_and_a_name(made):
     shutil.rmtree(made / "s1/k=4/level-02")
     save_mask(mask_of(8, 2), made / "s1/k=4/level-02")
@@ -355,6 +395,23 @@ def test_runs_without_masks_are_named(made):
     (made / "s1/k=4/level-01/mask.npz").unlink()
     with pytest.raises(ValueError, match=r"s1/k=4/level-01 holds a run but no mask\.npz"):
         tickets(made)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # numpy's open file
+@pytest.mark.parametrize("kept", [0, 1, 100, 300, -1])
+def test_damaged_masks_are_named(made, kept):
+    path = made / "s1/k=4/level-02/mask.npz"
+    whole = path.read_bytes()
+    path.write_bytes(b"x" * len(whole) if kept < 0 else whole[:kept])
+    with pytest.raises(ValueError, match=r"level-02/mask\.npz is damaged \(\w+\)\. Copy it again"):
+        tickets(made)
+
+
+def test_of_chains_that_have_not_begun_there_is_no_report(made):
+    (made / "s1/k=8/level-01").mkdir(parents=True)
+    assert tickets(made)["ended"].sel(run="s1", chain="k=8", level=1) == "missing"
+    with pytest.raises(ValueError, match=r"no level of k=8 has begun: none has a mask\.npz"):
+        tickets(made, chains=["k=8"])
 
 
 def test_masks_of_other_shapes_are_named(made):

@@ -38,9 +38,10 @@ def lottery(options: argparse.Namespace) -> bool:
     if not options.quiet:
         print(tables.tickets_table(result), file=sys.stderr)
     print(output)
-    broken = int((result["ended"].isel(level=slice(1, None)) == "nonfinite").sum())
+    levels = result["ended"].isel(level=slice(1, None))
+    broken = int((levels == "nonfinite").sum())
     if broken:
-        say(f"finished, but {broken} levels are non-finite")
+        say(f"finished, but of {int((levels != 'missing').sum())} levels {broken} non-finite")
     return not broken
 
 

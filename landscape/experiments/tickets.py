@@ -1,12 +1,14 @@
 """What came of chains of pruning? One report, from the folders of levels and of controls."""
 
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -15,11 +17,12 @@ from scipy import stats
 from tqdm import tqdm
 
 from landscape import results
-from landscape.checkpoints import checkpoints
+from landscape.checkpoints import Checkpoint
+from landscape.experiments.branches import checkpoint_at
 from landscape.experiments.masks import MASK, Mask, load_mask, stability
 from landscape.experiments.perturbations import effective_std
 from landscape.experiments.pruning import levels_in, sparsity_curve
-from landscape.experiments.records import read_run
+from landscape.experiments.records import RunError, read_run
 from landscape.states import State
 
 LEVEL = "level-[0-9]*"
@@ -63,14 +66,16 @@ def tickets(
     `effective_std`, of controls with the mask of their chain: the standard deviation of the change
     from the start of the chain's level to theirs (arXiv 2002.10365), 0 for the chain itself. Over
     `chain` and `level`, where a chain has such controls: the Pearson `correlation` of the means
-    over runs of effective standard deviation and test accuracy, with its two-sided `p_value`, over
-    at least three points; the chain itself is one unless a control repeats it.
+    over runs (those that have both) of effective standard deviation and test accuracy, with its
+    two-sided `p_value`, over at least three points; the chain itself is one unless a control
+    repeats it.
 
     Coordinates along `chain`: `step` k that it rewinds to; the chain that it is a `control` of,
     or itself, is `of`; and `kind`, what its name says beside `k=STEP`, such as `lr`.
 
-    Raises `ValueError` as `chains_in`, for levels without a mask, and for masks of other shapes
-    than the checkpoints beside them or than those of other runs.
+    Raises `ValueError` as `chains_in`; for levels that ran without a mask, or if none has begun;
+    for masks of other shapes than the checkpoints beside them or than those of other runs; for
+    damaged files, and if the last checkpoint of a run that is over is not there, or the first.
     """
     places = chains_in(folders, chains=chains)
     about = {place.chain: _about(place, places) for place in reversed(places) if place.level}
@@ -81,6 +86,10 @@ def tickets(
     }
     ended = {place: _ended(path) for place, path in places.items()}
     masks = {place: _mask(path) for place, path in places.items() if place.level}
+    if not any(masks.values()):
+        raise ValueError(
+            f"no level of {', '.join(about)} has begun: none has a {MASK}. Report when one trains"
+        )
     _check_shapes({places[place]: mask for place, mask in masks.items() if mask})
     values = _errors(places, ended)
     for place in tqdm(
@@ -231,7 +240,20 @@ def _ended(path: Path) -> str:
 def _mask(path: Path) -> Mask:
     """The mask of a level; empty for one that has nothing yet."""
     if (path / MASK).exists():
-        return load_mask(path)
+        try:
+            return load_mask(path)
+        except (
+            OSError,
+            ValueError,
+            EOFError,
+            BadZipFile,
+            zlib.error,
+            NotImplementedError,
+        ) as error:
+            raise RunError(
+                f"{path / MASK} is damaged ({type(error).__name__}). Copy it again, or leave this "
+                "chain out"
+            ) from error
     if read_run(path) or any(path.glob("step-*")):
         raise ValueError(
             f"{path} holds a run but no {MASK}, which says what survives: iterative_pruning and "
@@ -286,13 +308,12 @@ def _distances(
     """Stability to pruning and to data order of a level, and how far its start was changed."""
     path, mask = places[place], masks[place]
     found: dict[str, float] = {}
-    own, dense = checkpoints(path), place._replace(level=0)
+    dense = place._replace(level=0)
     with _explained(path):
-        last = own[-1].load()
+        last = _end(path).load()
         if ended[dense] in DONE:
-            trained = checkpoints(places[dense])[-1]
-            found |= _pair("pruning", [stability(trained, last, mask)])
-        if copies := _copies(path, int(own[0].step or 0)):
+            found |= _pair("pruning", [stability(_end(places[dense]), last, mask)])
+        if copies := _copies(path):
             pairs = [stability(a, b, mask) for a, b in combinations(copies, 2)]
             found |= _pair("order", pairs)
         if of == place.chain:
@@ -300,8 +321,7 @@ def _distances(
             return found
         base = path.parent.parent / path.name
         if _ended(base) in DONE and _same(mask, _mask(base)):
-            begun = checkpoints(base)[0]
-            found["effective_std"] = effective_std(begun, own[0], mask)
+            found["effective_std"] = effective_std(_start(base), _start(path), mask)
     return found
 
 
@@ -310,11 +330,22 @@ def _pair(name: str, pairs: Sequence[tuple[float, float]]) -> dict[str, float]:
     return {f"{name}_distance": distance, f"{name}_angle": angle}
 
 
-def _copies(path: Path, step: int) -> list[State]:
+def _start(path: Path) -> Checkpoint:
+    """The checkpoint with which a run began."""
+    start = read_run(path).get("settings", {}).get("start") or {}
+    return checkpoint_at(path, int(start.get("step", 0)))
+
+
+def _end(path: Path) -> Checkpoint:
+    """The checkpoint with which a run ended, and no earlier one."""
+    return checkpoint_at(path, int(read_run(path)["step"]))
+
+
+def _copies(path: Path) -> list[State]:
     """The ends of the copies of a level that saw the data in other orders from its first step."""
-    point = path / f"k={step}"
+    point = path / f"k={_start(path).step}"
     found = sorted([*point.glob("order-*"), *point.glob("both-*")])
-    return [checkpoints(one)[-1].load() for one in found if _ended(one) in DONE]
+    return [_end(one).load() for one in found if _ended(one) in DONE]
 
 
 def _same(a: Mask, b: Mask) -> bool:
@@ -337,7 +368,10 @@ def _correlations(result: xr.Dataset) -> dict[str, Any]:
     """Accuracy against effective standard deviation over a chain and the controls of each level."""
     shape = result.sizes["chain"], result.sizes["level"]
     found = np.full((2, *shape), np.nan)
-    changes, errors = (result[name].mean("run").values for name in ("effective_std", "test_error"))
+    both = result["effective_std"].notnull() & result["test_error"].notnull()
+    changes, errors = (
+        result[name].where(both).mean("run").values for name in ("effective_std", "test_error")
+    )
     chain, of = result["chain"].values, result["of"].values
     for number, level in np.ndindex(shape):
         arms = (of == chain[number]) & np.isfinite(changes[:, level] + errors[:, level])
@@ -354,8 +388,10 @@ def _correlations(result: xr.Dataset) -> dict[str, Any]:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Say of which folder an error is."""
+    """Say of which folder an error is, unless it does."""
     try:
         yield
     except ValueError as error:
+        if str(path) in str(error):
+            raise
         raise ValueError(f"{path}: {error}") from error
