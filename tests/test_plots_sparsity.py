@@ -32,7 +32,7 @@ def reported(chains=("k=0", "k=0/random", "k=0/new", "k=50", "k=50/random"), run
     grid[:, :, 0] = 0.02 * SPREAD[:runs, None]
     far = 100 * grid
     far[:, :, 0] = np.nan
-    density = np.broadcast_to(DENSITY, shape)
+    density = np.broadcast_to(DENSITY, shape).copy()
     exponents = 0.5 + np.arange(layers) / 2
     of = [name.partition("/")[0] for name in chains]
     dims = ("run", "chain", "level")
@@ -158,6 +158,30 @@ def test_controls_of_one_level_are_points_unless_they_are_in_the_scatter():
     assert drawn_chains(random, "test_error") == ["k=0", "k=0/random"]
 
 
+def test_points_of_several_chains_have_the_markers_of_the_legend():
+    chains = ("k=0", "k=0/random", "k=0/new", "k=50", "k=50/random", "k=50/dashed")
+    result = reported(chains)
+    for chain in (1, 2, 4):
+        result["test_error"][:, chain, 1:-1] = np.nan
+    ax = pruning(result, axes())
+    random, new, later = (container.lines[0] for container in ax.containers)
+    assert random.get_marker() == later.get_marker() != new.get_marker()
+    assert random.get_color() != later.get_color()
+    entry = {line.get_label(): line for line in ax.lines}
+    for name, point in (("random", random), ("new", new)):
+        assert (entry[name].get_marker(), entry[name].get_linestyle()) == (
+            point.get_marker(), "None",
+        )  # fmt: skip
+    assert entry["dashed"].get_marker() == "None"
+    drawn = [line.get_linestyle() for line in ax.lines if len(line.get_xdata()) == LEVELS]
+    assert drawn[-1] == entry["dashed"].get_linestyle() != drawn[0]
+    mixed = reported(("k=0", "k=0/random", "k=50", "k=50/random"))
+    mixed["test_error"][:, 1, 1:-1] = np.nan  # a point for one chain, a line for the other
+    ax = pruning(mixed, axes())
+    (entry,) = [line for line in ax.lines if line.get_label() == "random"]
+    assert entry.get_marker() != "None" != entry.get_linestyle()
+
+
 def test_layers_by_depth_against_the_whole_network():
     result = reported()
     ax = layer_densities(result, axes(), chain="k=50")
@@ -198,6 +222,12 @@ def test_distances_against_the_step_that_chains_rewind_to():
         colours["k=0"], colours["k=10"], colours["k=50"],
     ]  # fmt: skip
     assert stability(result, axes(), level=1).get_title() == "50 % of weights remaining"
+    result["density"][:, 0, 3] = 0.25  # of another share at each level
+    result["density"][:, -1, 3] = 0.9  # not drawn
+    assert stability(result, axes()).get_title() == "25 to 12.5 % of weights remaining"
+    for level in (0, 7):
+        with pytest.raises(ValueError, match="'pruning_distance' needs chains of at least two"):
+            stability(result, axes(), level=level)
 
 
 def test_perturbations_of_a_chain():
@@ -213,6 +243,11 @@ def test_perturbations_of_a_chain():
     assert_allclose(bars[:, 1], edges)
     assert entries(ax) == ["none", "noise", "shuffled"]
     assert ax.get_title() == "$k$ = 50: $r$ = \u22120.70, $p$ = 0.02"
+    result = perturbed()
+    result["effective_std"][2:, 3, -1] = np.nan  # only runs with both values count
+    (point,) = perturbations(result, axes()).containers[2].lines[:1]
+    assert_allclose(point.get_xdata(), [0.3 * 1.05])
+    assert_allclose(point.get_ydata(), [100 - 400 * ERROR[-1] * 1.05])
 
 
 def test_perturbations_by_themselves():
@@ -233,6 +268,8 @@ def test_perturbations_by_themselves():
     assert_allclose(np.concatenate(found), np.transpose([middle, 100 * (0.9 - middle)]))
     assert ax.get_title() == "$r$ = \u22120.90, $p$ < 0.001"
     assert ax.get_xlabel() == "effective std"
+    result["correlation"][...] = result["p_value"][...] = np.nan
+    assert perturbations(result, axes()).get_title() == "no correlation"
 
 
 @pytest.mark.parametrize("venue", ["icml", "neurips"])

@@ -1,6 +1,7 @@
 """How sparse can a network be? Chains of pruning and their controls, over the runs of each."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,33 +32,35 @@ def pruning(result: xr.Dataset, ax: Axes, *, y: str = "test_error") -> Axes:
 
     `y` is `"test_error"` or `"train_error"`. Lines are means over runs, bands their 95 % intervals
     (Student's t); runs that lack a level do not count there. Chains differ in colour, controls in
-    dashes; a control of one level is a point, unless `perturbations` draws it. The dotted line is
-    the dense network. The axis of errors is that of `value_scale`. (Frankle et al. 2019, figures 1
-    and 2.)
+    dashes; a control of one level is a point with a marker of its own, unless `perturbations` draws
+    it. The dotted line is the dense network. The axis of errors is that of `value_scale`. (Frankle
+    et al. 2019, figures 1 and 2.)
 
     Raises `ValueError` if the result has no such error along runs, chains and levels.
     """
     _check(result, y, ("run", "chain", "level"))
     shown = drawn_chains(result, y)
     styles, ends = _looks(result, shown), []
+    points = [chain for chain in shown if _control(result, chain) and _lone(result, chain, y)]
+    markers = dict(zip(dict.fromkeys(_control(result, c) for c in points), cycle(MARKERS[1:])))
     for chain in shown:
         one = result.sel(chain=chain)
         density = 100 * one["density"].mean("run").values
         middle, half = _interval(100 * one[y])
         there = np.isfinite(middle) & np.isfinite(density)
         style: dict[str, Any] = {**styles[chain], "label": _entry(result, shown, chain)}
-        if point := _num_levels(one, y) < 2 and bool(_control(result, chain)):
+        if chain in points:
             there[0] = False  # from the dense network to a lone level leads no line
         density, middle, half = (values[there] for values in (density, middle, half))
-        if point:
-            style["linestyle"] = "none"
-            ax.errorbar(density, middle, np.nan_to_num(half), marker="s", capsize=2, **style)
+        if chain in points:
+            style |= {"linestyle": "none", "marker": markers[_control(result, chain)]}
+            ax.errorbar(density, middle, np.nan_to_num(half), capsize=2, **style)
         else:
             ax.plot(density, middle, marker="o", markersize=2.5, **style)
             _band(ax, density, middle, half, style["color"])
         half = np.nan_to_num(half)
         ends += [middle + half, np.maximum(middle - half, middle / 2)]
-    _control_entries(result, shown, ax)
+    _control_entries(result, shown, ax, points, markers)
     dense = 100 * float(result[y].isel(chain=0, level=0).mean())
     if np.isfinite(dense):
         ax.axhline(dense, linestyle=":", linewidth=0.8, label="dense", zorder=0, color=GREY)
@@ -116,11 +119,11 @@ def stability(
     Raises `ValueError` if there are no such values for at least two steps.
     """
     _check(result, y, ("run", "chain", "level"))
-    groups = _along_steps(result, y)
+    level = _common_level(result, y) if level is None else level
+    groups = _along_steps(result, y, level)
     if not groups:
         raise ValueError(f"{y!r} needs chains of at least two rewinding steps, at one level")
-    common = _common_level(result, y)
-    at = result.sel(level=common if level is None else level)
+    at = result.sel(level=level)
     shown = drawn_chains(result, "test_error")
     styles = _looks(result, shown)
     for control, chains in groups:
@@ -136,10 +139,11 @@ def stability(
     steps = np.unique(at["step"].values[np.isfinite(at["step"].values)])
     step_scale(ax, steps)
     ax.set_xlim(steps.min(), steps.max())
-    density = 100 * float(at["density"].mean())
+    density = 100 * at["density"].sel(chain=[one for _, chains in groups for one in chains])
+    shares = dict.fromkeys(f"{float(share):.3g}" for share in (density.max(), density.min()))
     ax.set_ylim(bottom=0)
     ax.set(xlabel="rewinding step $k$", ylabel=label(result, y))
-    ax.set_title(f"{density:.3g} % of weights remaining")
+    ax.set_title(f"{' to '.join(shares)} % of weights remaining")
     return ax
 
 
@@ -185,7 +189,11 @@ def report_panels(result: xr.Dataset) -> list[str]:
     has = {
         "test_error": bool(result["test_error"].notnull().any()),
         "layer_density": result.sizes["layer"] > 1,
-        **{y: bool(_along_steps(result, y)) for y in AGAINST_STEP if y in PANELS},
+        **{
+            y: bool(_along_steps(result, y, _common_level(result, y)))
+            for y in AGAINST_STEP
+            if y in PANELS
+        },
         "effective_std": any(True for _ in _clouds(result)),
     }
     return [name for name in PANELS if has[name]]
@@ -224,9 +232,8 @@ def drawn_chains(result: xr.Dataset, y: str) -> list[str]:
     scattered &= result["effective_std"].notnull().any(("run", "level"))
     found = []
     for chain in result["chain"].values.tolist():
-        num = _num_levels(result.sel(chain=chain), y)
-        lone = num == 1 and _control(result, chain) and bool(scattered.sel(chain=chain))
-        if num and not lone:
+        twice = _control(result, chain) and _lone(result, chain, y) and scattered.sel(chain=chain)
+        if _num_levels(result.sel(chain=chain), y) and not twice:
             found.append(chain)
     return found
 
@@ -234,6 +241,10 @@ def drawn_chains(result: xr.Dataset, y: str) -> list[str]:
 def _num_levels(one: xr.Dataset, y: str) -> int:
     """Of how many levels, without the dense network, a chain has values."""
     return int(one[y].isel(level=slice(1, None)).notnull().any("run").sum())
+
+
+def _lone(result: xr.Dataset, chain: str, y: str) -> bool:
+    return _num_levels(result.sel(chain=chain), y) == 1
 
 
 def _control(result: xr.Dataset, chain: str) -> str:
@@ -271,21 +282,34 @@ def _entry(result: xr.Dataset, shown: Sequence[str], chain: str) -> str | None:
     return None if _several(result, shown) else control
 
 
-def _control_entries(result: xr.Dataset, shown: Sequence[str], ax: Axes) -> None:
-    """Entries of the legend for the dashes of controls, whatever the colour of their chain."""
+def _control_entries(
+    result: xr.Dataset,
+    shown: Sequence[str],
+    ax: Axes,
+    points: Sequence[str],
+    markers: Mapping[str, str],
+) -> None:
+    """Entries of the legend for dashes and markers of controls, whatever their chain's colour."""
     if not _several(result, shown):
         return
+    looks_of: dict[str, dict[str, Any]] = {}
     for chain, style in _looks(result, shown).items():
-        control = _control(result, chain)
-        if control and control not in ax.get_legend_handles_labels()[1]:
-            ax.plot([], [], linestyle=style["linestyle"], label=control, color=GREY)
+        if control := _control(result, chain):
+            own = looks_of.setdefault(control, {"linestyle": "none"})
+            own |= (
+                {"marker": markers[control]}
+                if chain in points
+                else {"linestyle": style["linestyle"]}
+            )
+    for control, own in looks_of.items():
+        ax.plot([], [], label=control, color=GREY, **own)
 
 
-def _along_steps(result: xr.Dataset, y: str) -> list[tuple[str, list[str]]]:
+def _along_steps(result: xr.Dataset, y: str, level: int | None) -> list[tuple[str, list[str]]]:
     """The controls (or "" and kinds) that have values at several steps, and the chains of each."""
-    if y not in result or (common := _common_level(result, y)) is None:
+    if level not in result["level"].values:
         return []
-    at = result.sel(level=common)
+    at = result.sel(level=level)
     groups: dict[tuple[str, str], list[str]] = {}
     for chain in result["chain"].values.tolist():
         one = at.sel(chain=chain)
@@ -331,14 +355,15 @@ def _clouds(result: xr.Dataset) -> Iterator[_Cloud]:
     for chain in chains:
         level = result["level"].values[found.sel(chain=chain).values][-1]
         arms = result.sel(level=level, chain=result["of"] == chain).transpose("chain", "run", ...)
-        there = (arms["effective_std"].notnull() & arms["test_error"].notnull()).any("run")
-        arms = arms.sel(chain=there.values)
+        there = arms["effective_std"].notnull() & arms["test_error"].notnull()
+        there = there.sel(chain=there.any("run"))
+        arms = arms.sel(chain=there["chain"])
         name = f"{_name(result, chain)}: "
         yield _Cloud(
             name,
             [str(control).partition("-")[0] or "none" for control in arms["control"].values],
-            arms["effective_std"].values,
-            100 * (1 - arms["test_error"].values),
+            arms["effective_std"].where(there).values,
+            100 * (1 - arms["test_error"].where(there).values),
             float(result["correlation"].sel(chain=chain, level=level)),
             float(result["p_value"].sel(chain=chain, level=level)),
             styles.get(chain, {}).get("color"),
@@ -382,6 +407,8 @@ def _band(ax: Axes, x: ArrayLike, middle: Any, half: Any, colour: Any) -> None:
 
 
 def _significance(cloud: _Cloud) -> str:
+    if not np.isfinite(cloud.correlation):
+        return "no correlation"
     r = f"{cloud.correlation:.2f}".replace("-", "\u2212")
     p = f"= {cloud.p_value:.1g}" if cloud.p_value >= 1e-3 else "< 0.001"
     return f"$r$ = {r}, $p$ {p}"
