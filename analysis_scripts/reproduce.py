@@ -8,6 +8,7 @@ with two sets of seeds; the figures are those of the first. What is done is not 
 
 import argparse
 import csv
+import io
 import json
 import os
 import subprocess
@@ -18,7 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from shared import SCALES, Claim, interval, p_value
+from landscape.experiments.records import written
+from shared import INTERRUPTED, SCALES, Claim, explained, interval, p_value, show
 
 STUDIES = (  # those that take longest first
     "critical_periods",
@@ -36,6 +38,11 @@ Summary = dict[str, Any]
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the studies side by side, then write the index."""
     options = _parsed(argv)
+    with explained("reproduce.py"):
+        _reproduce(options)
+
+
+def _reproduce(options: argparse.Namespace) -> None:
     jobs = [(study, first) for first in options.first_seed for study in options.only]
     started = time.perf_counter()
     with ThreadPoolExecutor(options.workers) as pool:
@@ -50,10 +57,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         for first in options.first_seed
         if (path := place(options, study, first) / "summary.json").exists()
     ]
-    options.figures.mkdir(parents=True, exist_ok=True)
-    write_claims(known, options.figures / "claims.csv")
-    write_index(known, options.figures / "README.md")
-    print(f"{options.figures}/README.md, claims.csv: {time.perf_counter() - started:.0f} s")
+    if known:  # an index of nothing would take the place of an earlier one
+        options.figures.mkdir(parents=True, exist_ok=True)
+        write_claims(known, options.figures / "claims.csv")
+        write_index(known, options.figures / "README.md")
+        show(f"{options.figures}/README.md, claims.csv: {time.perf_counter() - started:.0f} s")
     if failed:
         raise SystemExit(f"not finished: {'; '.join(failed)}. The same command goes on")
 
@@ -76,9 +84,9 @@ def run(study: str, first: int, options: argparse.Namespace) -> int:
             command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | threads, check=False
         ).returncode
     seconds = time.perf_counter() - started
-    print(f"{study}, seeds from {first}: {'failed, ' if code else ''}{seconds:.0f} s", flush=True)
-    if code:
-        print("".join(f"    {line}\n" for line in log.read_text().splitlines()[-8:]), flush=True)
+    ended = {0: "", INTERRUPTED: "interrupted, "}.get(code, "failed, ")
+    words = log.read_text().splitlines()[-8:] if ended == "failed, " else []
+    show("\n    ".join([f"{study}, seeds from {first}: {ended}{seconds:.0f} s", *words]))
     return code
 
 
@@ -89,13 +97,14 @@ def place(options: argparse.Namespace, study: str, first: int) -> Path:
 
 def write_claims(summaries: Sequence[Summary], path: Path) -> None:
     """One line for each claim of each study and set of seeds."""
-    with path.open("w", newline="") as file:
-        names = ["study", "scale", "first_seed", *Claim.__dataclass_fields__, "command"]
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        for one in summaries:
-            common = {name: one[name] for name in ("study", "scale", "first_seed", "command")}
-            writer.writerows(common | claim for claim in one["claims"])
+    names = ["study", "scale", "first_seed", *Claim.__dataclass_fields__, "command"]
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, names)
+    writer.writeheader()
+    for one in summaries:
+        common = {name: one[name] for name in ("study", "scale", "first_seed", "command")}
+        writer.writerows(common | claim for claim in one["claims"])
+    written(path, lambda new: new.write_text(table.getvalue(), newline=""))
 
 
 def write_index(summaries: Sequence[Summary], path: Path) -> None:
@@ -105,7 +114,8 @@ def write_index(summaries: Sequence[Summary], path: Path) -> None:
     for study in dict.fromkeys(one["study"] for one in summaries):
         sets = [one for one in summaries if one["study"] == study]
         text += _of_study(sets)
-    path.write_text("\n".join(text).rstrip() + "\n")
+    whole = "\n".join(text).rstrip() + "\n"
+    written(path, lambda new: new.write_text(whole))
 
 
 def _in_short(summaries: Sequence[Summary]) -> list[str]:
@@ -172,20 +182,35 @@ def _verdict(claim: Claim) -> str:
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     add = parser.add_argument
-    add("--scale", choices=SCALES, default="small", help="as for each study")
-    add("--first-seed", type=int, nargs="+", default=[1], help="of each set of seeds")
-    add("--only", nargs="+", choices=STUDIES, default=list(STUDIES), help="studies")
-    add("--only-figures", action="store_true", help="draw and judge from the results that exist")
-    add("--folder", type=Path, default=Path("studies"), help="of runs and results")
-    add("--figures", type=Path, help="of figures and index (default: figures; tiny: in --folder)")
-    add("--data", default="", help="of the full scale: cifar10:FOLDER, or synthetic:...")
-    add("--workers", type=int, help="studies at a time (default: one for each core; full: 1)")
-    add("--force", action="store_true", help="run the full scale without a GPU")
+    add("--scale", choices=SCALES, default="small", help="small: digits, on a CPU; full: CIFAR-10, "
+        "on a GPU; tiny: a trial whose verdicts mean nothing (default: small)")  # fmt: skip
+    add("--first-seed", type=int, nargs="+", metavar="SEED", default=[1],
+        help="first seed of each set of seeds; let sets lie apart, as 1 101 (default: 1)"
+    )  # fmt: skip
+    add("--only", nargs="+", choices=STUDIES, metavar="STUDY", default=list(STUDIES),
+        help=f"of {', '.join(STUDIES)} (default: all)")  # fmt: skip
+    add("--only-figures", action="store_true", help="draw and judge from the results that exist, "
+        "train nothing")  # fmt: skip
+    add("--folder", type=Path, default=Path("studies"),
+        help="where runs and results are kept and taken up again (default: studies)")  # fmt: skip
+    add("--figures", type=Path, metavar="FOLDER", help="of figures and index (default: figures; "
+        "tiny: figures in --folder)")  # fmt: skip
+    add("--data", default="", help="images of the full scale: cifar10:FOLDER, or "
+        "synthetic:num_examples=50000 (no default)")  # fmt: skip
+    add("--workers", type=int, metavar="NUM", help="studies at a time (default: one for each core; "
+        "full: 1)")  # fmt: skip
+    add("--force", action="store_true", help="run the full scale even without a GPU")
     options = parser.parse_args(argv)
     if options.workers is None:
         options.workers = 1 if options.scale == "full" else os.cpu_count() or 1
     if options.workers < 1:
-        parser.error("--workers must be at least 1")
+        parser.error(f"--workers must be at least 1, got {options.workers}")
+    if min(options.first_seed) < 0:
+        parser.error(f"--first-seed must be at least 0, got {min(options.first_seed)}")
+    if options.data and options.scale != "full":
+        parser.error("--data is for --scale full; the other scales bring their own images")
+    options.first_seed = list(dict.fromkeys(options.first_seed))
+    options.only = list(dict.fromkeys(options.only))
     if options.figures is None:
         trial = options.folder / "figures"
         options.figures = trial if options.scale == "tiny" else Path("figures")

@@ -9,14 +9,17 @@ import argparse
 import hashlib
 import json
 import math
+import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
+from threading import RLock
 from typing import Any, Literal
 
 import numpy as np
@@ -27,13 +30,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import ArrayLike
 from scipy import stats
+from tqdm import tqdm
 
 from landscape import datasets, experiments, plots, results
 from landscape.datasets import Batches
+from landscape.examples import pick_device
+from landscape.execution import WorkerLost
 from landscape.experiments import Ended, Run, RunError
+from landscape.experiments.records import written
 from landscape.tables import table
 
 SCALES = ("tiny", "small", "full")
+INTERRUPTED = 130  # the exit code of what Control-C ended
 PIXELS = 150  # to the inch, of the small pictures for the index; the PDF is for print
 CIFAR = (
     "The full scale needs CIFAR-10. Download cifar-10-python.tar.gz or cifar-10-binary.tar.gz "
@@ -78,13 +86,22 @@ class Settings:
         return {"tiny": tiny, "small": small, "full": full}[self.scale]
 
     def images(self) -> tuple[Batches, Batches]:
-        """The training and test images of the full scale. Raises `ValueError` without them."""
+        """The training and test images of the full scale, (n, 3, 32, 32) in 10 classes.
+
+        Raises `ValueError` without them.
+        """
         if not self.data:
             raise ValueError(CIFAR)
         try:
             train, test = (datasets.load(self.data, split=split) for split in ("train", "test"))
         except (OSError, ValueError) as error:
             raise ValueError(f"{error}.\n{CIFAR}") from error
+        shape, num = tuple(train.inputs.shape[1:]), train.num_classes
+        if shape != (3, 32, 32) or num > 10:
+            raise ValueError(
+                f"--data {self.data} has inputs of shape {shape} in {num} classes, where the "
+                f"networks of the full scale take images (3, 32, 32) in 10.\n{CIFAR}"
+            )
         return train, test
 
     @property
@@ -122,7 +139,7 @@ class Settings:
         path = self.folder / f"{name}.h5"
         plan = f"seeds {self.num_seeds}, data {self.data!r}, script {self.code}"
         if path.exists():
-            found = results.load(path)
+            found = _loaded(path)
             if found.attrs.get("plan") == plan:
                 return found
         made = compute().assign_attrs(plan=plan)
@@ -144,6 +161,13 @@ class Settings:
             f"{self.study} at full scale trains for {epochs:,.0f} epochs, which takes about "
             f"{hours:,.0f} hours without a GPU. Use a machine with one, --scale small, or --force"
         )
+
+
+def _loaded(path: Path) -> xr.Dataset:
+    try:
+        return results.load(path)
+    except results.ResultError as error:
+        raise ValueError(f"{error}. Remove it, and the same command makes it again") from error
 
 
 def seconds_of_epoch(run: Run) -> float:
@@ -316,9 +340,13 @@ def claims_table(claims: Sequence[Claim]) -> str:
 
 def interval(found: Effect | Claim) -> str:
     """A mean with its interval: `-1.23 [-1.80, -0.66]`."""
-    if math.isnan(found.low):
-        return f"{found.mean:.3g}"
-    return f"{found.mean:.3g} [{found.low:.3g}, {found.high:.3g}]"
+    known = [value for value in (found.mean, found.low, found.high) if not math.isnan(value)]
+    if not known:
+        return "not measured"
+    size = max(map(abs, known))  # what is 1000 times smaller is the noise of rounding
+    decimals = 3 - math.floor(math.log10(size)) if 0 < size < math.inf else 0
+    mean, *limits = (f"{round(value, decimals) + 0.0:.3g}" for value in known)
+    return f"{mean} [{', '.join(limits)}]" if limits else mean
 
 
 def p_value(p: float) -> str:
@@ -407,37 +435,87 @@ def run_study(
     options, settings = _parsed(script, title, argv)
     torch.set_num_threads(1 if settings.scale != "full" else torch.get_num_threads())
     started = time.perf_counter()
-    try:
+    with explained(script.name):
         if options.only == "figure":
-            found = {path.stem: results.load(path) for path in sorted(settings.folder.glob("*.h5"))}
+            found = {path.stem: _loaded(path) for path in sorted(settings.folder.glob("*.h5"))}
             if not found:
                 raise ValueError(f"{settings.folder} holds no results; call without --only figure")
         else:
             with workers(settings.workers) as executor:
                 found = measure(replace(settings, executor=executor))
-    except (ValueError, RunError, OSError) as error:
-        raise SystemExit(f"{script.name}: {error}") from error
-    seconds = time.perf_counter() - started
-    where = options.figures or settings.folder
-    where.mkdir(parents=True, exist_ok=True)
+        seconds = time.perf_counter() - started
+        where = options.figures or settings.folder
+        where.mkdir(parents=True, exist_ok=True)
+        try:
+            drawn, claims = _drawn(draw, found, where), judge(found)
+        except KeyError as error:
+            if options.only != "figure":
+                raise
+            raise ValueError(
+                f"the results in {settings.folder} have no {error}: they are not complete, or of "
+                "another version of the script; call without --only figure"
+            ) from error
+        _write_summary(settings, title, drawn, claims, seconds)
+        show(claims_table(claims))
+
+
+@contextmanager
+def explained(name: str) -> Iterator[None]:
+    """End a script with a line of what is wrong, or of what to do after Control-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        told = "interrupted; what was finished is on disk, and the same command goes on from there"
+        print(f"\n{name}: {told}", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    except (ValueError, RunError, WorkerLost, OSError) as error:
+        raise SystemExit(f"{name}: {error}") from error
+
+
+def show(text: str) -> None:
+    """Print a text, to a reader who may have gone, as after `| head -1`."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def workers(num: int) -> Iterator[Executor | None]:
+    """Processes that train, with a thread each; none for one, which is this process itself.
+
+    After Control-C they are ended at once: what they had not finished is taken up again.
+    """
+    if num == 1:
+        yield None
+        return
+    with ProcessPoolExecutor(num, get_context("spawn"), initializer=_begin) as executor:
+        try:
+            yield executor
+        except KeyboardInterrupt:
+            for process in active_children():
+                process.terminate()
+            raise
+
+
+def _begin() -> None:
+    """One thread, and no heed of Control-C, which reaches all processes."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tqdm.set_lock(RLock())  # its own is a semaphore, which a process that is ended leaves behind
+
+
+def _drawn(
+    draw: Callable[[Results], dict[str, Drawn]], found: Results, where: Path
+) -> dict[str, Drawn]:
+    """Draw the figures and save each as PDF, and as a picture for the index."""
     with plots.paper_style():
         drawn = draw(found)
         for name, one in drawn.items():
             for ending, dpi in ((".pdf", None), (".png", PIXELS)):
                 path = where / f"{name}{ending}"
                 plots.save_figure(one.figure, path, subject=one.caption, dpi=dpi)
-    claims = judge(found)
-    _write_summary(settings, title, drawn, claims, seconds)
-    print(claims_table(claims))
-
-
-def workers(num: int) -> AbstractContextManager[Executor | None]:
-    """Processes that train, with a thread each; none for one, which is this process itself."""
-    if num == 1:
-        return nullcontext()
-    return ProcessPoolExecutor(
-        num, get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    )
+    return drawn
 
 
 def _parsed(
@@ -449,23 +527,40 @@ def _parsed(
         "--scale",
         choices=SCALES,
         default="small",
-        help="small: digits, minutes on a CPU; full: CIFAR-10, on a GPU; tiny: seconds, a trial",
+        help="small: digits, minutes on a CPU; full: CIFAR-10, on a GPU; tiny: seconds, a trial "
+        "whose verdicts mean nothing (default: small)",
     )
-    add("--seeds", type=int, help="how many, in place of the number that each part asks for")
-    add("--first-seed", type=int, default=1, help="seeds count from here (default: 1)")
-    add("--folder", type=Path, default=Path("studies"), help="of runs and results")
-    add("--figures", type=Path, help="folder of the figures (default: beside the results)")
-    add("--only", choices=("figure",), help="draw and judge from the results that exist")
-    add("--data", default="", help="of the full scale: cifar10:FOLDER, or synthetic:...")
-    add("--workers", type=int, default=1, help="processes that train (default: 1)")
-    add("--device", default="auto")
-    add("--force", action="store_true", help="run the full scale without a GPU")
+    add("--seeds", type=int, metavar="NUM", help="how many seeds, at least 2 (default: as many as "
+        "each part of the study asks for; tiny: 2)")  # fmt: skip
+    add("--first-seed", type=int, metavar="SEED", default=1,
+        help="seeds count from here (default: 1)")  # fmt: skip
+    add("--folder", type=Path, default=Path("studies"),
+        help="where runs and results are kept and taken up again (default: studies)")  # fmt: skip
+    add("--figures", type=Path, metavar="FOLDER", help="folder of the figures (default: beside "
+        "the results)")  # fmt: skip
+    add("--only", choices=("figure",), help="draw and judge from the results that exist, train "
+        "nothing")  # fmt: skip
+    add("--data", default="", help="images of the full scale: cifar10:FOLDER, or "
+        "synthetic:num_examples=50000 (no default)")  # fmt: skip
+    add("--workers", type=int, metavar="NUM", default=1, help="processes that train (default: 1)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:NUMBER (default: auto, the GPU "
+        "if there is one)")  # fmt: skip
+    add("--force", action="store_true", help="run the full scale even without a GPU")
     add("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(argv)
     if options.seeds is not None and options.seeds < 2:
-        parser.error("--seeds must be at least 2: each figure has an error bar")
+        parser.error(f"--seeds must be at least 2, for error bars; got {options.seeds}")
+    if options.first_seed < 0:
+        parser.error(f"--first-seed must be at least 0, got {options.first_seed}")
     if options.workers < 1:
-        parser.error("--workers must be at least 1")
+        parser.error(f"--workers must be at least 1, got {options.workers}")
+    if options.data and options.scale != "full":
+        parser.error("--data is for --scale full; the other scales bring their own images")
+    try:
+        torch.empty(0, device=pick_device(options.device))
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        parser.error(f"--device {options.device} cannot be used here: {reason}")
     return options, Settings(
         script.stem,
         options.scale,
@@ -502,7 +597,8 @@ def _write_summary(
         "figures": {name: one.caption for name, one in drawn.items()},
         "claims": [asdict(one) for one in claims],
     }
-    path.write_text(json.dumps(summary, indent=1))
+    text = json.dumps(summary, indent=1)
+    written(path, lambda new: new.write_text(text))
 
 
 def log_ticks(ax: Axes, which: str = "x") -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -19,7 +20,21 @@ from scipy import stats
 import reproduce
 from landscape import datasets, models, results
 from landscape.experiments import Run
-from shared import Drawn, Settings, band, bars, digits, effect, judged, panels, ratio, run_study
+from shared import (
+    Drawn,
+    Effect,
+    Settings,
+    band,
+    bars,
+    digits,
+    effect,
+    interval,
+    judged,
+    panels,
+    ratio,
+    run_study,
+    workers,
+)
 
 
 def test_an_effect_is_a_paired_t_test_with_its_interval():
@@ -73,6 +88,23 @@ def test_a_claim_without_condition_is_refused():
         judged("X1", "figure", "blur hurts", "points", 1.0)
 
 
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "text"),
+    [
+        (-1.234, -1.8, -0.6614, "-1.23 [-1.8, -0.661]"),
+        (2.33e-8, -0.0498, 0.0498, "0 [-0.0498, 0.0498]"),
+        (-3.88e-9, -0.335, 0.335, "0 [-0.335, 0.335]"),
+        (1.03, 0.9912, 1.07, "1.03 [0.991, 1.07]"),
+        (0.0, 0.0, 0.0, "0 [0, 0]"),
+        (16, math.nan, math.nan, "16"),
+        (1.5e-6, math.nan, math.nan, "1.5e-06"),
+        (math.nan, math.nan, math.nan, "not measured"),
+    ],
+)
+def test_an_interval_is_told_to_three_digits_without_the_noise_of_rounding(mean, low, high, text):
+    assert interval(Effect(mean, low, high, math.nan, 8)) == text
+
+
 def test_digits_of_a_seed_are_split_once():
     train, test = digits(3)
     assert (train.num_examples, test.num_examples) == (900, 897)
@@ -104,6 +136,16 @@ def test_a_result_is_kept_until_the_seeds_or_the_script_are_others(tmp_path):
     assert len(made) == 3
 
 
+def test_a_result_that_is_damaged_is_named_and_left(tmp_path):
+    settings = Settings("study", root=tmp_path)
+    path = settings.folder / "x.h5"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"half of a file")
+    with pytest.raises(ValueError, match=r"x.h5 .*damaged.*Remove it, and the same command"):
+        settings.kept("x", lambda: pytest.fail("computed again"))
+    assert path.read_bytes() == b"half of a file"
+
+
 def test_settings_choose_seeds_and_scales():
     assert Settings("study", first_seed=101).seeds(3) == range(101, 104)
     assert Settings("study", scale="tiny").seeds(12) == range(1, 3)
@@ -118,6 +160,12 @@ def test_the_full_scale_says_where_its_images_come_from(tmp_path):
         Settings("study", scale="full", data=f"cifar10:{tmp_path / 'none'}").images()
     train, test = Settings("study", scale="full", data="synthetic:num_examples=50").images()
     assert (train.num_examples, len(test.inputs[0])) == (50, 3)
+    for others, came in (
+        ("sklearn:digits", r"\(1, 8, 8\) in 10 classes"),
+        ("synthetic:num_examples=50,classes=11", r"\(3, 32, 32\) in 11 classes"),
+    ):
+        with pytest.raises(ValueError, match=came + r", where the.* take images \(3, 32, 32\)"):
+            Settings("study", scale="full", data=others).images()
 
 
 def test_the_full_scale_is_refused_without_a_gpu(tmp_path):
@@ -193,10 +241,74 @@ def test_a_figure_needs_results(tmp_path):
         run_study(measure, draw, judge, argv=["--folder", str(tmp_path), "--only", "figure"])
 
 
-def test_one_seed_has_no_error_bar(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        run_study(measure, draw, judge, argv=["--folder", str(tmp_path), "--seeds", "1"])
-    assert "must be at least 2" in capsys.readouterr().err
+def test_a_figure_needs_all_results(tmp_path):
+    run_study(measure, draw, judge, argv=["--folder", str(tmp_path)])
+    folder = tmp_path / "small" / "test_studies-seeds-1"
+    (folder / "numbers.h5").rename(folder / "others.h5")
+    again = ["--folder", str(tmp_path), "--only", "figure"]
+    with pytest.raises(SystemExit, match=r"have no 'numbers'.*call without --only figure"):
+        run_study(measure, draw, judge, argv=again)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--seeds", "1"], "--seeds must be at least 2, for error bars; got 1"),
+        (["--first-seed", "-1"], "--first-seed must be at least 0, got -1"),
+        (["--workers", "0"], "--workers must be at least 1, got 0"),
+        (["--data", "cifar10:somewhere"], "--data is for --scale full"),
+        (["--device", "gpu"], "--device gpu cannot be used here: Expected one of"),
+        (["--device", "cuda:99"], "--device cuda:99 cannot be used here: "),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_it_begins(options, told, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run_study(measure, draw, judge, argv=["--folder", str(tmp_path), *options])
+    assert told in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--folder", "--figures"])
+def test_a_folder_that_cannot_be_written_is_named(option, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("no folder")
+    with pytest.raises(SystemExit, match=r"test_studies.py: .*file"):
+        run_study(measure, draw, judge, argv=["--folder", str(tmp_path), option, str(file)])
+
+
+def test_control_c_ends_with_its_code_and_a_line(tmp_path, capsys):
+    def interrupted(settings):
+        raise KeyboardInterrupt
+
+    interrupted.__module__ = measure.__module__
+    with pytest.raises(SystemExit, match="130"):
+        run_study(interrupted, draw, judge, argv=["--folder", str(tmp_path)])
+    assert "test_studies.py: interrupted; what was finished is on disk" in capsys.readouterr().err
+
+
+def test_control_c_does_not_wait_for_workers():
+    started = time.monotonic()
+
+    def use():
+        with workers(2) as executor:
+            assert executor.submit(os.getpid).result() != os.getpid()
+            executor.submit(time.sleep, 600)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        use()
+    assert time.monotonic() - started < 120
+
+
+def test_a_reader_who_has_gone_is_no_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    told = subprocess.run(
+        [sys.executable, "-c", "from shared import show; show('x' * 10**6)"],
+        cwd=Path(reproduce.__file__).parent, stdout=writing, stderr=subprocess.PIPE, check=True,
+    )  # fmt: skip
+    os.close(writing)
+    assert told.stderr == b""
 
 
 # The index ----------------------------------------------------------------------------------------
@@ -226,6 +338,36 @@ def test_the_index_has_each_claim_and_keeps_what_is_above(tmp_path):
     with (tmp_path / "claims.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["first_seed"], row["mean"]) for row in rows] == [("1", "2.0"), ("101", "102.0")]
+
+
+def test_what_is_there_stays_whole_when_writing_is_cut_off(tmp_path, monkeypatch):
+    command = ["--folder", str(tmp_path)]
+    run_study(measure, draw, judge, argv=command)
+    summary = tmp_path / "small" / "test_studies-seeds-1" / "summary.json"
+    known = [json.loads(summary.read_text())]
+    writers = {"claims.csv": reproduce.write_claims, "README.md": reproduce.write_index}
+    for name, write in writers.items():
+        write(known, tmp_path / name)
+    paths = [summary, *(tmp_path / name for name in writers)]
+    whole = [path.read_bytes() for path in paths]
+
+    def half(path, text, **_):
+        path.write_bytes(text.encode()[:40])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", half)
+    for name, write in writers.items():
+        with pytest.raises(KeyboardInterrupt):
+            write(known, tmp_path / name)
+    with pytest.raises(SystemExit, match="130"):
+        run_study(measure, draw, judge, argv=command)
+    assert [path.read_bytes() for path in paths] == whole
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_studies_and_seeds_that_are_named_twice_run_once():
+    options = reproduce._parsed(["--first-seed", "7", "1", "7", "--only", *["warm_starts"] * 2])
+    assert (options.first_seed, options.only) == ([7, 1], ["warm_starts"])
 
 
 @pytest.mark.slow
@@ -273,8 +415,13 @@ def test_regularisation_in_time_shows_at_the_scale_of_digits(tmp_path):
     assert {row["verdict"] for row in gated.values()} == {"shows"}
 
 
-def test_a_study_that_fails_is_named_and_its_words_are_shown(tmp_path, capsys):
+def test_a_study_that_fails_is_named_and_an_earlier_index_stays(tmp_path, capsys):
     command = ["--scale", "full", "--folder", str(tmp_path), "--figures", str(tmp_path)]
+    (tmp_path / "README.md").write_text("# Figures\n\nEarlier verdicts.\n")
     with pytest.raises(SystemExit, match="not finished: warm_starts, seeds from 1. The same"):
         reproduce.main([*command, "--only", "warm_starts"])
-    assert "Download cifar-10-python" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "warm_starts, seeds from 1: failed, " in told
+    assert "Download cifar-10-python" in told
+    assert (tmp_path / "README.md").read_text() == "# Figures\n\nEarlier verdicts.\n"
+    assert not (tmp_path / "claims.csv").exists()
