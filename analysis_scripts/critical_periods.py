@@ -501,14 +501,19 @@ def window_claims(result: xr.Dataset) -> list[Claim]:
         gated = policy == ANNEALED and result.attrs["scale"] != "full"
         name = "B2" if policy == ANNEALED else f"B2 {policy}"
         own = accuracy(result, policy=policy)[:, 1:]
+        ends, order = (
+            ("blur hurts most at the beginning", "the later it comes, the less it hurts")
+            if gated
+            else ("what it matters when blur comes", "how its harm goes with its onset")
+        )
         claims += [
             judged(
-                name, figure, "blur hurts most at the beginning",
+                name, figure, ends,
                 f"test accuracy, blur from epoch {onsets[-1]} less from epoch 0, points",
                 effect(own[:, -1] - own[:, 0]), at_least=0.4, gated=gated,
             ),
             judged(
-                name, figure, "the later it comes, the less it hurts",
+                name, figure, order,
                 "Spearman correlation of onset and mean test accuracy",
                 float(stats.spearmanr(onsets, own.mean(0)).statistic), at_least=0.8, gated=gated,
             ),
@@ -526,8 +531,8 @@ def deficit_claims(results: Results) -> list[Claim]:
         "blur": "blur leaves a trace even after a fresh annealing",
         "noise": "noise in place of images leaves none",
         "flip": "images upside down leave none",
-        "permuted": "permuted labels leave none",
     }
+    left = "what a deficit leaves after a fresh annealing"
     figure, other, claims = (
         "critical_periods_deficits",
         "what other deficits cost in that set-up",
@@ -537,7 +542,7 @@ def deficit_claims(results: Results) -> list[Claim]:
         for name, own in changes.items():
             if against in REFERENCES:
                 gate = gates.get(name, {}) if against == "fresh" else {}
-                told = f"B3 {name}", figure, said[name]
+                told = f"B3 {name}", figure, said[name] if gate else left
                 what = f"{name} less {REFERENCES[against]}"
             elif name != "blur":
                 gate, told = {}, (f"B1 {name}", figure, other)
@@ -573,13 +578,13 @@ def fisher_claims(results: Results) -> list[Claim]:
     if "fisher_constant" in results:
         none, blurred = totals(results["fisher_constant"])[[0, -1]]
         told += [
-            ("B4 constant", "the same with a constant rate", quantity,
+            ("B4 constant", "what a deficit does to it with a constant rate", quantity,
              ratio(blurred.sel(at), none.sel(at)), {})
             for quantity, at in ((during, now), (after, {"epoch": none["epoch"][-1]}))
         ]  # fmt: skip
     none, blurred = shares(result)[[0, -1], -1].sel(now)
     told += [
-        ("B4 layers", "a deficit moves it towards the last layer",
+        ("B4 layers", "what a deficit does to its share in the last layer",
          f"share of the last layer at epoch {now['epoch']}, blur less none, points",
          effect(blurred - none), {}),
     ]  # fmt: skip

@@ -681,7 +681,7 @@ def judge_perturbations(setting: str, own: xr.Dataset) -> list[Claim]:
         told("initial-signs", "what the signs of step k are worth", gated=False),
         told("initial-magnitudes", "what the magnitudes of step k are worth", gated=False),
         judged(f"{label} dense", "early_phase_perturbations",
-               "the subnetwork is as good as the dense network",
+               "what is lost against the dense network",
                "subnetwork from step k less dense network (points)",
                effect(none - points(own["dense_accuracy"])), expected="report"),
     ]  # fmt: skip
@@ -713,7 +713,7 @@ def judge_pretraining(
     def helped(mask: str, words: str) -> Claim:
         quantity = f"{words}: gain by {sparse.attrs['epochs']} epochs of rotation (points)"
         return judged(f"{label} sparse {mask}", "early_phase_pretraining",
-                      "pre-training a subnetwork helps if its mask is right", quantity,
+                      "what pre-training a subnetwork is worth", quantity,
                       effect(points(gain.sel(mask=mask))), expected="report")  # fmt: skip
 
     no_better = {"at most step 0": bool(found["random labels"].mean() <= initial.mean())}

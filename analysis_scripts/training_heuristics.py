@@ -550,7 +550,9 @@ def judge_restarts(found: xr.Dataset) -> list[Claim]:
         high, low = line.mean(), curve.mean()
         claims += [
             claim(
-                "The ends of two cycles are separated on the line and joined by a curve",
+                "The ends of two cycles are separated on the line and joined by a curve"
+                if gated
+                else "Control: line and curve without small last batches",
                 f"rise of the training loss, line less curve, {case}",
                 effect(line - curve, test="wilcoxon"),
                 gated=gated,
@@ -561,7 +563,7 @@ def judge_restarts(found: xr.Dataset) -> list[Claim]:
                 },
             ),
             claim(
-                "The rise is that of the seeds that leave their basin",
+                "How many seeds leave their basin",
                 f"seeds of {len(line)} with a rise above 0.01, {case}",
                 float((line > 0.01).sum()), expected="report",
             ),
@@ -606,15 +608,23 @@ def judge_warm_up(found: xr.Dataset) -> list[Claim]:
                 ("Freezing the first three layers does not", FIRST, few),
             )
         ]
-    texts: dict[str, tuple[str, Callable[..., Any]]] = {
-        "move": (f"relative move of the last layer in {early} steps, median", np.median),
-        "svcca": (f"SVCCA of the last layer, steps 0 and {window}, mean", np.mean),
+    texts: dict[str, tuple[str, str, Callable[..., Any]]] = {
+        "move": (
+            "Warm-up keeps the last layer near its start",
+            f"relative move of the last layer in {early} steps, median",
+            np.median,
+        ),
+        "svcca": (
+            "How alike the last layer stays",
+            f"SVCCA of the last layer, steps 0 and {window}, mean",
+            np.mean,
+        ),
     }
-    for (name, (text, middle)), arm in product(texts.items(), (NONE, WARMED)):
+    for (name, (claim, text, middle)), arm in product(texts.items(), (NONE, WARMED)):
         values = whole(found[name].sel(arm=arm).isel(layer=-1))
         value = float(middle(values)) if len(values) else np.nan
         quantity = f"{text} of {len(values)} runs, {arm}"
-        rows.append(("Warm-up keeps the last layer near its start", quantity, value, told))
+        rows.append((claim, quantity, value, told))
     return [
         judged("D2", "training_heuristics_warm_up", text, quantity, value, **limit)
         for text, quantity, value, limit in rows

@@ -70,6 +70,7 @@ HALF = 0.5
 CONVEX = "logistic regression"  # the control: it has one minimum, and is compared in any case
 FACTORS = (0.0, 0.3, 0.5, 0.7, 0.9, 1.0)
 ONLINE, PHASES, GRID = (f"warm_starts_{name}" for name in ("online", "phases", "grid"))
+COST = "What a warm start costs in accuracy"
 Plan = dict[str, Any]
 
 
@@ -532,7 +533,7 @@ def judge_shares(found: xr.Dataset) -> list[Claim]:
         gated = found.attrs["scale"] == "full" and network.startswith("ResNet")
         claims += [
             judged("A.6" if gated else "A0", PHASES,
-                   "A warm start generalises worse than a fresh one",
+                   "A warm start generalises worse than a fresh one" if gated else COST,
                    f"{text}; {mean.num} of {one.sizes['seed']} pairs learned", mean,
                    at_least=2, p_below=0.05, also={"n >= 3": mean.num >= 3}, gated=gated),
             judged("A time", PHASES, "A warm start saves time",
@@ -558,7 +559,7 @@ def judge_noise(found: xr.Dataset, grid: xr.Dataset) -> list[Claim]:
                f"warm - fresh (points); {warm.num} {of}", warm, at_most=-0.5, p_below=0.01),
         judged("A2", PHASES, "Shrink and perturb generalises like a fresh start",
                f"shrink-perturb - fresh (points); {mended.num} {of}", mended, within=0.4),
-        judged("A grid", GRID, "Shrink and perturb needs no fine tuning",
+        judged("A grid", GRID, "How much room shrink and perturb leaves for its two factors",
                f"pairs of λ and γ, of {num}, within 0.4 points of fresh and faster", both,
                expected="report"),
     ]  # fmt: skip
@@ -580,7 +581,7 @@ def judge_online(found: xr.Dataset) -> list[Claim]:
         claim(saves, "epochs to 99 %, warm / fresh, all rounds", time_of(total), at_most=0.6),
         claim(saves, f"epochs to 99 %, {arm} / fresh, all rounds", time_of(total, arm),
               expected="report"),
-        claim("A warm start generalises worse than a fresh one",
+        claim(COST,
               "fresh - warm (points), last round; "
               f"{plain.num} of {last.sizes['seed']} pairs learned", plain, expected="report"),
     ]  # fmt: skip
