@@ -343,9 +343,8 @@ def interval(found: Effect | Claim) -> str:
     known = [value for value in (found.mean, found.low, found.high) if not math.isnan(value)]
     if not known:
         return "not measured"
-    size = max(map(abs, known))  # what is 1000 times smaller is the noise of rounding
-    decimals = 3 - math.floor(math.log10(size)) if 0 < size < math.inf else 0
-    mean, *limits = (f"{round(value, decimals) + 0.0:.3g}" for value in known)
+    noise = 1e-4 * max(map(abs, known))  # of rounding
+    mean, *limits = (f"{value if abs(value) > noise else 0:.3g}" for value in known)
     return f"{mean} [{', '.join(limits)}]" if limits else mean
 
 
