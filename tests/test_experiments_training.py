@@ -29,6 +29,7 @@ from landscape.experiments import (
     RunError,
     Seeds,
     Window,
+    records,
     train,
 )
 from landscape.experiments.batches import ORDER, epoch_batches, generator, pooled
@@ -564,6 +565,61 @@ def test_a_process_killed_at_any_instant_leaves_runs_that_go_on_to_the_same_bits
     for end, other in zip(ends, whole, strict=True):
         for one, two in zip(checkpoints(end.folder), checkpoints(other.folder), strict=True):
             assert equal(one.load(), two.load())
+
+
+class KillError(Exception):
+    """As from a kill: nothing of ours catches it."""
+
+
+def ending_runs():
+    """Runs that end together, later, and by a rule of their own."""
+    given = {"checkpoints": (At([5]),), "hooks": (counting,), "test": TEST}
+    return [
+        a_run("a", epochs=2, **given),
+        a_run("b", epochs=2, seeds=Seeds.all(1), keep_optimiser=True, **given),
+        a_run("c", epochs=3, seeds=Seeds.all(2), **given),
+        a_run("d", epochs=3, stop=after_two, **given),
+    ]
+
+
+def after_two(row):
+    return row["epoch"] >= 2
+
+
+@pytest.mark.parametrize("function", ["write_run", "save_record", "save_kept", "forget"])
+def test_runs_interrupted_while_they_end_go_on_to_the_same_bits(tmp_path, monkeypatch, function):
+    whole = train(ending_runs(), tmp_path / "whole", stack=4)
+    original, num = getattr(records, function), 0
+    while True:  # at each call, before and after what it does
+        folder, calls = tmp_path / str(num), []
+
+        def interrupted(*args, at=num, calls=calls, **kwargs):
+            calls.append(None)
+            if len(calls) == at // 2 + 1 and at % 2 == 0:
+                raise KillError
+            original(*args, **kwargs)
+            if len(calls) == at // 2 + 1:
+                raise KillError
+
+        monkeypatch.setattr(records, function, interrupted)
+        try:
+            train(ending_runs(), folder, stack=4)
+        except KillError:
+            pass
+        else:
+            break
+        finally:
+            monkeypatch.setattr(records, function, original)
+        ends = train(ending_runs(), folder, stack=4)
+        for end, other in zip(ends, whole, strict=True):
+            assert (end.status, end.step) == (other.status, other.step)
+            assert steps_of(end.folder) == steps_of(other.folder)
+            assert records.resumable(end.folder) == records.resumable(other.folder)
+            assert equal(end_of(end.folder), end_of(other.folder))
+            a, b = (results.load(one.folder / "record.h5") for one in (end, other))
+            assert_allclose(a["test_loss"], b["test_loss"], rtol=0)
+        num += 1
+    assert num >= 8
 
 
 def test_a_finished_run_returns_at_once(tmp_path, monkeypatch):

@@ -80,14 +80,14 @@ def train(
         raise ValueError(f"stack must be 'auto' or at least 1, got {stack!r}")
     root, where = Path(folder), pick_device(device)
     ends: dict[str, Ended] = {}
-    begun: dict[str, list[str]] = {}
+    found = {name: records.read_run(root / name) for name in names}
     for run in runs:
-        found = records.read_run(root / run.name)
-        records.check_same(run.settings(), root / run.name, found)
-        begun[run.name] = found.get("together", [])
-        if end := records.ended(run.name, root / run.name, found):
+        records.check_same(run.settings(), root / run.name, found[run.name])
+        if end := records.ended(run.name, root / run.name, found[run.name]):
             ends[run.name] = end
+            _tidy(run, end.folder)  # it may have been interrupted there
     todo = [run for run in runs if run.name not in ends]
+    begun = {run.name: _begun(root, found[run.name], found) for run in todo}
     teams = _teams(todo, begun, where, stack)
     work = partial(_train_team, root=root, device=str(where), progress=progress)
     for outcome in map_tasks(work, teams, executor=executor):
@@ -95,6 +95,13 @@ def train(
             raise outcome.error
         ends |= {end.name: end for end in outcome.value or []}
     return [ends[name] for name in names]
+
+
+def _begun(root: Path, run: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """The names of those that a run began with; none if not all of them came to it."""
+    together: list[str] = run.get("together", [])
+    all_there = all(found.get(name) or records.read_run(root / name) for name in together)
+    return together if all_there else []
 
 
 @dataclass(eq=False)
@@ -110,11 +117,11 @@ class Team:
     rows: list[list[dict[str, float]]]  # the record of each epoch
     saved: list[int]  # the step of the last checkpoint
     bad: list[str]  # why a run is no longer finite; empty while it is
+    hooked: list[bool]  # whether the hooks of this step were called before an interruption
     step: int
     sums: Tensor  # (2, n): losses and errors in this epoch, times examples
     seen: int = 0  # examples in this epoch
     losses: list[Tensor] = field(default_factory=list)  # (n,) of each step since the last look
-    resumed: int | None = None  # the step whose hooks were called before the interruption
 
     def __post_init__(self) -> None:
         self.views = [_view(self, row) for row in range(len(self.runs))]
@@ -123,6 +130,7 @@ class Team:
 def _loop(team: Team, device: torch.device, bar: Any) -> Iterator[Ended]:
     """Train until all runs have ended."""
     objective = team.runs[0].objective
+    yield from _leave(team)  # what was interrupted when it was over
     while team.runs:
         runs, timeline = team.runs, team.runs[0].timeline
         epoch = timeline.epoch_at(team.step)
@@ -134,7 +142,7 @@ def _loop(team: Team, device: torch.device, bar: Any) -> Iterator[Ended]:
         batches = epoch_batches(team.pool, runs, epoch, team.step, device)
         seconds = 0.0
         for step, rate, (inputs, targets) in zip(steps, rates, batches, strict=True):
-            if (hooked or step in due) and step != team.resumed:
+            if (hooked or step in due) and not all(team.hooked):
                 _before(team, range(len(runs)), step)
             begin = time.perf_counter()
             if step in freezing:
@@ -151,7 +159,7 @@ def _loop(team: Team, device: torch.device, bar: Any) -> Iterator[Ended]:
             if step == steps[-1]:
                 norms = team.stack.gradient.norm(dim=1)
             stacking.take_step(runs[0].optimiser, team.stack, rate)
-            team.step = step + 1
+            team.step, team.hooked = step + 1, [False] * len(runs)
             seconds += time.perf_counter() - begin
             bar.update()
         _record(team, norms, rates[-1]["lr"], seconds / len(runs))
@@ -173,8 +181,10 @@ def _before(team: Team, rows: Sequence[int], step: int) -> None:
             if row in due:
                 save_checkpoint(stacking.state_of(team.stack, row), team.folders[row], step=step)
                 team.saved[row] = step
-            records.save_kept(_kept(team, row), team.folders[row], step)
-    for row in good:  # when all have written, so that all can go on from one step
+            records.save_kept(_kept(team, row, hooked=True), team.folders[row], step)
+    if len(rows) < len(team.runs):
+        return  # all must be able to go on from one step, if they are interrupted now
+    for row in good:
         run = team.runs[row]
         kept = run.checkpoint_steps if run.keep_optimiser else set()
         records.forget(team.folders[row], but={step, *kept})
@@ -260,10 +270,18 @@ def _over(team: Team, row: int) -> bool:
 
 
 def _leave(team: Team) -> Iterator[Ended]:
-    """End the runs that are over or no longer finite, and go on with the others."""
+    """End the runs that are over or no longer finite, and go on with the others.
+
+    The others keep what they need to go on from here without those that end.
+    """
     over = [row for row in range(len(team.runs)) if _over(team, row) and not team.bad[row]]
-    if over:
+    if over and not all(team.hooked[row] for row in over):
         _before(team, over, team.step)
+        for row in set(range(len(team.runs))) - set(over):
+            if not team.bad[row]:
+                with records.explained(team.folders[row]):
+                    kept = _kept(team, row, hooked=False)
+                    records.save_kept(kept, team.folders[row], team.step)
     gone = [row for row in range(len(team.runs)) if team.bad[row] or row in over]
     for row in gone:
         yield _end(team, row)
@@ -281,14 +299,18 @@ def _end(team: Team, row: int) -> Ended:
     with records.explained(folder):
         said = {"status": status, "step": end.step, "message": end.message}
         records.write_run(folder, run.name, run.settings(), **said)
-        if not run.keep_optimiser:
-            records.forget(folder)
+        _tidy(run, folder)
     return end
+
+
+def _tidy(run: Run, folder: Path) -> None:
+    """Keep of a run that has ended no more than it asks for."""
+    records.forget(folder, but=run.checkpoint_steps if run.keep_optimiser else ())
 
 
 def _keep(team: Team, rows: list[int]) -> None:
     """Leave only some runs in a team."""
-    for name in ("runs", "folders", "memories", "rows", "saved", "bad"):
+    for name in ("runs", "folders", "memories", "rows", "saved", "bad", "hooked"):
         setattr(team, name, [getattr(team, name)[row] for row in rows])
     team.sums = team.sums[:, rows]
     if rows:
@@ -311,7 +333,7 @@ def _view(team: Team, row: int) -> RunView:
     )
 
 
-def _kept(team: Team, row: int) -> dict[str, Any]:
+def _kept(team: Team, row: int, *, hooked: bool) -> dict[str, Any]:
     """All that is needed to go on from here to the same bits, on the CPU."""
     stack = team.stack
     kept = {
@@ -324,6 +346,7 @@ def _kept(team: Team, row: int) -> dict[str, Any]:
         "sums": team.sums[:, row],
         "seen": team.seen,
         "saved": team.saved[row],
+        "hooked": hooked,
     }
     copied: dict[str, Any] = map_tensors(lambda tensor: tensor.detach().cpu().clone(), kept)
     return copied
@@ -335,7 +358,7 @@ def _resume(team: Team) -> None:
     common = {step for step in common if step >= team.runs[0].first_step}
     if not common:
         return
-    team.step = team.resumed = max(common)
+    team.step = max(common)
     for row, folder in enumerate(team.folders):
         kept, stack = records.load_kept(folder, team.step), team.stack
         stack.weights[row] = kept["weights"]
@@ -345,6 +368,7 @@ def _resume(team: Team) -> None:
             stack.moments[name][row] = tensor
         team.memories[row], team.rows[row] = kept["memories"], kept["rows"]
         team.sums[:, row], team.seen, team.saved[row] = kept["sums"], kept["seen"], kept["saved"]
+        team.hooked[row] = kept["hooked"]
 
 
 def _assembled(runs: list[Run], folders: list[Path], device: torch.device) -> Team:
@@ -361,6 +385,7 @@ def _assembled(runs: list[Run], folders: list[Path], device: torch.device) -> Te
         rows=[[] for _ in runs],
         saved=[run.first_step for run in runs],
         bad=[""] * len(runs),
+        hooked=[False] * len(runs),
         step=runs[0].first_step,
         sums=torch.zeros(2, len(runs), device=device, dtype=torch.float64),
     )
