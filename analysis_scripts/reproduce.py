@@ -194,7 +194,7 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--folder", type=Path, default=Path("studies"),
         help="where runs and results are kept and taken up again (default: studies)")  # fmt: skip
     add("--figures", type=Path, metavar="FOLDER", help="of figures and index (default: figures; "
-        "tiny: figures in --folder)")  # fmt: skip
+        "in --folder if the scale is tiny or not all studies are asked for)")  # fmt: skip
     add("--data", default="", help="images of the full scale: cifar10:FOLDER, or "
         "synthetic:num_examples=50000 (no default)")  # fmt: skip
     add("--workers", type=int, metavar="NUM", help="studies at a time (default: one for each core; "
@@ -212,8 +212,8 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     options.first_seed = list(dict.fromkeys(options.first_seed))
     options.only = list(dict.fromkeys(options.only))
     if options.figures is None:
-        trial = options.folder / "figures"
-        options.figures = trial if options.scale == "tiny" else Path("figures")
+        whole = options.scale != "tiny" and set(options.only) == set(STUDIES)
+        options.figures = Path("figures") if whole else options.folder / "figures"
     return options
 
 

@@ -397,7 +397,6 @@ def test_runs_without_masks_are_named(made):
         tickets(made)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # numpy's open file
 @pytest.mark.parametrize("kept", [0, 1, 100, 300, -1])
 def test_damaged_masks_are_named(made, kept):
     path = made / "s1/k=4/level-02/mask.npz"

@@ -368,6 +368,9 @@ def test_what_is_there_stays_whole_when_writing_is_cut_off(tmp_path, monkeypatch
 
 def test_studies_and_seeds_that_are_named_twice_run_once():
     options = reproduce._parsed(["--first-seed", "7", "1", "7", "--only", *["warm_starts"] * 2])
+    assert options.figures == Path("studies/figures")
+    assert reproduce._parsed([]).figures == Path("figures")
+    assert reproduce._parsed(["--scale", "tiny"]).figures == Path("studies/figures")
     assert (options.first_seed, options.only) == ([7, 1], ["warm_starts"])
 
 

@@ -7,11 +7,13 @@ True where it does, as `Run.masks` takes them.
 import copy
 import math
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -228,12 +230,20 @@ def save_mask(mask: Mask, folder: str | os.PathLike[str]) -> None:
 
 
 def load_mask(folder: str | os.PathLike[str]) -> Mask:
-    """The mask that lies in the folder of a run. Raises `RunError` if there is none."""
+    """The mask that lies in the folder of a run.
+
+    Raises `RunError` if there is none, or it is damaged.
+    """
     path = Path(folder) / MASK
     if not path.exists():
         raise RunError(f"{path} does not exist: no mask lies beside the checkpoints of this run")
-    with np.load(path) as file:
-        return {name: torch.from_numpy(file[name]) for name in file.files}
+    try:
+        with path.open("rb") as opened, np.load(opened) as file:
+            return {name: torch.from_numpy(file[name]) for name in file.files}
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error, NotImplementedError) as error:
+        raise RunError(
+            f"{path} is damaged ({type(error).__name__}). Copy it again, or leave this run out"
+        ) from error
 
 
 def _largest(state: State, mask: Mask, density: float) -> dict[str, Tensor]:

@@ -1,14 +1,12 @@
 """What came of chains of pruning? One report, from the folders of levels and of controls."""
 
 import os
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -22,7 +20,7 @@ from landscape.experiments.branches import checkpoint_at
 from landscape.experiments.masks import MASK, Mask, load_mask, stability
 from landscape.experiments.perturbations import effective_std
 from landscape.experiments.pruning import levels_in, sparsity_curve
-from landscape.experiments.records import RunError, read_run
+from landscape.experiments.records import read_run
 from landscape.states import State
 
 LEVEL = "level-[0-9]*"
@@ -240,20 +238,7 @@ def _ended(path: Path) -> str:
 def _mask(path: Path) -> Mask:
     """The mask of a level; empty for one that has nothing yet."""
     if (path / MASK).exists():
-        try:
-            return load_mask(path)
-        except (
-            OSError,
-            ValueError,
-            EOFError,
-            BadZipFile,
-            zlib.error,
-            NotImplementedError,
-        ) as error:
-            raise RunError(
-                f"{path / MASK} is damaged ({type(error).__name__}). Copy it again, or leave this "
-                "chain out"
-            ) from error
+        return load_mask(path)
     if read_run(path) or any(path.glob("step-*")):
         raise ValueError(
             f"{path} holds a run but no {MASK}, which says what survives: iterative_pruning and "
