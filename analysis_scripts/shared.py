@@ -120,9 +120,9 @@ class Settings:
             "stack": "auto" if self.scale == "full" else max(1, 24 // self.workers),
         }  # fmt: skip
 
-    def train(self, runs: Sequence[Run], *, stack: int | None = None) -> list[Ended]:
+    def train(self, runs: Sequence[Run]) -> list[Ended]:
         """Train runs into this study's folder; what is finished is not trained again."""
-        options = self.options | ({"stack": stack} if stack else {})
+        options = self.options
         if isinstance(options["stack"], int):
             options["stack"] = min(options["stack"], -(-len(runs) // self.workers))
         return experiments.train(runs, self.runs_folder, **options)
@@ -600,7 +600,6 @@ def _write_summary(
     written(path, lambda new: new.write_text(text))
 
 
-def log_ticks(ax: Axes, which: str = "x") -> None:
-    """Plain numbers on a logarithmic axis, as for densities."""
-    axis = ax.xaxis if which == "x" else ax.yaxis
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+def log_ticks(ax: Axes) -> None:
+    """Plain numbers on a logarithmic x axis, as for steps."""
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
