@@ -4,12 +4,15 @@
 the executor can replace it (`dask.distributed`), and never the results of the others.
 """
 
+import _thread
 import contextlib
 import json
 import logging
 import os
 import signal
 import socket
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextlib import contextmanager
@@ -133,6 +136,7 @@ def open_executor(
             "workers need dask.distributed: python -m pip install 'landscape[distributed]'"
         ) from error
     with contextlib.ExitStack() as stack:
+        stack.enter_context(interrupts_kept())
         stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": 3}))
         if scheduler:
             client = stack.enter_context(_connected(scheduler))
@@ -140,6 +144,27 @@ def open_executor(
             cluster = stack.enter_context(_local_cluster(workers))
             client = stack.enter_context(distributed.Client(cluster, set_as_default=False))
         yield client.get_executor(pure=False)
+
+
+@contextmanager
+def interrupts_kept() -> Iterator[None]:
+    """Raise a Control-C again that reaches a destructor, where Python would drop it.
+
+    Futures of dask do much of their work there.
+    """
+    before = sys.unraisablehook
+
+    def again(dropped: Any) -> None:
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            threading.Timer(0.01, _thread.interrupt_main).start()  # once the destructor is left
+        else:
+            before(dropped)
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _connected(scheduler: str) -> Any:
